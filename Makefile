@@ -1,0 +1,47 @@
+# `make run` and `make test` work from a clean checkout: they create .venv and install what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROMPT ?= The following functions
+RUN_FLAGS ?= --temperature 0.6 --seed 7 --max-new-tokens 96
+PYTEST_FLAGS ?= -n auto
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint fix bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python 3.10 or newer is needed, this is {sys.version}"'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-runtime: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[runtime]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.installed-runtime
+
+run: $(VENV)/.installed-runtime ## generate text with the embedded model, hooked by runtime.plugins.demo
+	$(BIN)/python -m runtime generate "$(PROMPT)" $(RUN_FLAGS) --plugin runtime.plugins.demo
+
+test: $(VENV)/.installed-dev ## run the test suite
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.installed-dev ## ruff (lint and format check) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(VENV)/.installed-dev ## what lint can mend by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-dev ## run the benchmarks
+	$(BIN)/python benchmarks/hook_overhead.py
+	$(BIN)/python benchmarks/generate.py
+
+clean: ## remove the environment and the caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,84 @@
+"""Targets whose module is not imported yet: apply their hooks right after the module's code has run.
+
+A meta-path finder of our own, because wrapt's post-import hooks fire once and forget, do not see a reload and also fire
+for a module whose code is still running. It finds modules through the other finders and only swaps the loader for the
+moment of loading, so that the module and its spec show the real one.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+
+class _NotifyingLoader:
+    """Stands in for a module's loader until the module's code runs, then reports that it has run."""
+
+    def __init__(self, loader: Any, on_executed: Callable[[str], None]) -> None:
+        self._loader = loader
+        self._on_executed = on_executed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType | None:
+        create: Callable[[ModuleSpec], types.ModuleType | None] = self._loader.create_module
+        return create(spec)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        self._on_executed(module.__name__)
+
+
+class ImportWatcher:
+    """A meta-path finder that calls back after a watched module's code has run, on import and on reload.
+
+    ``on_executed`` runs in the importing thread, inside the import: it must not raise and must not import.
+    """
+
+    def __init__(self, on_executed: Callable[[str], None]) -> None:
+        self._on_executed = on_executed
+        self._watched: frozenset[str] = frozenset()
+
+    def watch(self, modules: frozenset[str]) -> None:
+        """Watch exactly ``modules``. With none, the finder leaves ``sys.meta_path``."""
+        self._watched = modules
+        if not modules:
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+        elif not sys.meta_path or sys.meta_path[0] is not self:
+            # First, so that no other finder takes a watched module before this one sees it.
+            sys.meta_path[:] = [self, *(finder for finder in sys.meta_path if finder is not self)]
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name not in self._watched:
+            return None
+        for finder in list(sys.meta_path):
+            if finder is self or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                if hasattr(spec.loader, "exec_module"):
+                    spec.loader = _NotifyingLoader(spec.loader, self._on_executed)  # type: ignore[assignment]
+                return spec
+        return None
+
+    def invalidate_caches(self) -> None:
+        """The finders behind this one are asked by the import system itself."""
+
+
+def modules_to_watch(target_name: str) -> list[str]:
+    """The modules whose import can make a target resolvable: every prefix of a dotted name, one for a colon name."""
+    module, colon, _ = target_name.partition(":")
+    if colon:
+        return [module]
+    parts = target_name.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]

@@ -1,0 +1,154 @@
+"""The records of the engine: what a hook is, where it came from, and what went wrong. Plain data, no behaviour."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+HookFunction = Callable[..., Any]
+
+
+class HookType(enum.Enum):
+    """How a hook is called, relative to its target.
+
+    ========  ====================================  ==================================================
+    type      called as                             returns
+    ========  ====================================  ==================================================
+    BEFORE    ``hook(*args, **kwargs)``             ``None``, or ``(args, kwargs)`` to use instead
+    AFTER     ``hook(result, *args, **kwargs)``     ``None`` to keep the result, a value to use instead,
+                                                    :data:`NONE` to make it ``None``
+    AROUND    ``hook(original_fn, *args, **kw)``    the result
+    REPLACE   ``hook(*args, **kwargs)``, or a       the result
+              class for a class
+    ========  ====================================  ==================================================
+    """
+
+    BEFORE = "before"
+    AFTER = "after"
+    AROUND = "around"
+    REPLACE = "replace"
+
+
+class HookState(enum.Enum):
+    """Where a hook stands. Only ``APPLIED`` hooks can run."""
+
+    APPLIED = "applied"
+    PENDING = "pending"  # not applied yet, or its module is not imported yet
+    MISSED = "missed"  # its target does not exist
+    SKIPPED = "skipped"  # another REPLACE of the same target outranks it
+    REVERTED = "reverted"  # taken back, by ``revert`` or because its source failed
+
+
+class _NoneResult:
+    """The type of :data:`NONE`; it has one instance."""
+
+    _instance: _NoneResult | None = None
+
+    def __new__(cls) -> _NoneResult:
+        if cls._instance is None:
+            cls._instance = super().__new__(cls)
+        return cls._instance
+
+    def __repr__(self) -> str:
+        return "hookery.NONE"
+
+    def __reduce__(self) -> str:
+        return "NONE"
+
+
+NONE: Final = _NoneResult()
+"""What an AFTER hook returns to turn the result into ``None`` (a plain ``None`` keeps the result)."""
+
+
+@dataclass(frozen=True)
+class HookSource:
+    """Who registered a hook. All hooks of one source are applied, or undone, together.
+
+    ``name`` is the entry point's name for an installed plugin, the module for one asked for by module, and the
+    hook's own module for a hook that code registered; ``distribution`` is the installed distribution, if any.
+    """
+
+    name: str
+    distribution: str | None = None
+    version: str | None = None
+
+    def __str__(self) -> str:
+        if self.distribution is None:
+            return self.name
+        return (
+            f"{self.name} ({self.distribution} {self.version})"
+            if self.version
+            else f"{self.name} ({self.distribution})"
+        )
+
+
+@dataclass(eq=False)
+class Hook:
+    """One registered hook. ``ran`` and ``calls`` are written by the stand-in, the rest by the registry."""
+
+    target: str
+    function: HookFunction
+    type: HookType
+    source: HookSource
+    priority: int = 0
+    order: int = 0
+    reason: str | None = None
+    counted: bool = False
+    state: HookState = HookState.PENDING
+    detail: str = ""
+    engine: str | None = None
+    ran: bool = False
+    calls: int = 0
+
+    @property
+    def function_name(self) -> str:
+        """``module:qualified.name`` of the hook itself."""
+        module = getattr(self.function, "__module__", None) or type(self.function).__module__
+        name = getattr(self.function, "__qualname__", None) or repr(self.function)
+        return f"{module}:{name}"
+
+    def own_globals(self) -> dict[str, Any] | None:
+        """The globals of the module that the hook was written in, or ``None`` if the hook has none."""
+        import sys
+
+        function: Any = self.function
+        while True:
+            if isinstance(function, functools.partial):
+                function = function.func
+            elif isinstance(function, types.MethodType):
+                function = function.__func__
+            else:
+                break
+        found = getattr(function, "__globals__", None)
+        if type(found) is dict:
+            return found
+        module = sys.modules.get(getattr(function, "__module__", None) or "")
+        return None if module is None else vars(module)
+
+    def describe(self) -> str:
+        """``AROUND pkg.plugin:hook on pkg.mod.f``: for messages."""
+        return f"{self.type.name} {self.function_name} on {self.target}"
+
+
+class HookError(Exception):
+    """Base of the errors of hookery. The message says what happened, where, and what to do."""
+
+
+class TargetNotFoundError(HookError):
+    """A target's name does not resolve: some part of it does not exist."""
+
+
+class HookApplyError(HookError):
+    """Hooks could not be applied; every hook of the sources it names was taken back."""
+
+
+class PluginError(HookError):
+    """A plugin could not be loaded."""
+
+
+class HookWarning(UserWarning):
+    """A hook or a plugin that will not run as asked, where the program goes on."""

@@ -1,0 +1,79 @@
+"""What is applied: records, and the table that a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hookery.hooks import Hook
+
+
+@dataclass(frozen=True)
+class HookRecord:
+    """One hook as it stands at the moment of asking; every field is plain data.
+
+    ``calls`` is ``None`` unless counting is on for the hook. ``detail`` says why a hook is not applied.
+    """
+
+    target: str
+    hook: str
+    type: str
+    source: str
+    distribution: str | None
+    state: str
+    detail: str
+    engine: str | None
+    priority: int
+    order: int
+    reason: str | None
+    ran: bool
+    calls: int | None
+
+    @classmethod
+    def of(cls, hook: Hook) -> HookRecord:
+        return cls(
+            target=hook.target,
+            hook=hook.function_name,
+            type=hook.type.value,
+            source=hook.source.name,
+            distribution=hook.source.distribution,
+            state=hook.state.value,
+            detail=hook.detail,
+            engine=hook.engine,
+            priority=hook.priority,
+            order=hook.order,
+            reason=hook.reason,
+            ran=hook.ran,
+            calls=hook.calls if hook.counted else None,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON takes it."""
+        return asdict(self)
+
+
+_COLUMNS = ("process", "target", "type", "hook", "source", "state", "ran", "calls")
+
+
+def format_table(records: Mapping[str, Sequence[HookRecord]]) -> str:
+    """Lay out the hooks of one or several processes, ``{process name: records}``, as a table for a terminal."""
+    rows = [_COLUMNS]
+    notes: list[str] = []
+    for process, of_process in records.items():
+        for record in of_process:
+            source = record.source if record.distribution is None else f"{record.source} ({record.distribution})"
+            calls = "-" if record.calls is None else str(record.calls)
+            ran = "yes" if record.ran else "no"
+            rows.append((process, record.target, record.type.upper(), record.hook, source, record.state, ran, calls))
+            if record.detail:
+                notes.append(f"{process}: {record.hook} is {record.state}: {record.detail}")
+    return "\n".join([*_align(rows), *notes])
+
+
+def _align(rows: Sequence[Sequence[str]]) -> Iterable[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for number, row in enumerate(rows):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        if number == 0:
+            yield "  ".join("-" * width for width in widths)

@@ -1,0 +1,149 @@
+"""Finding and loading plugins: installed entry points of the group ``hookery.plugins``, or modules by name.
+
+An entry point names a module, whose decorators register hooks as it is imported, or a function of a module, which is
+called without arguments and registers them. Plugins load in a fixed order: distribution name, then entry-point name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from hookery import registry as registry_module
+from hookery.hooks import HookApplyError, HookSource, HookWarning, PluginError
+from hookery.registry import HookRegistry, Loading, declarations
+
+ENTRY_POINT_GROUP = "hookery.plugins"
+ALLOW_LIST_VARIABLE = "HOOKERY_PLUGINS"
+
+
+@dataclass(frozen=True)
+class _Plugin:
+    source: HookSource
+    module: str
+    load: Callable[[], Any]
+    asked_for: bool
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return (self.source.distribution or "", self.source.name)
+
+
+def load_plugins(
+    *,
+    modules: Sequence[str] = (),
+    names: Iterable[str] | None = None,
+    registry: HookRegistry | None = None,
+    strict: bool = False,
+    eager: bool = False,
+) -> None:
+    """Load the plugins of this process and apply every hook registered so far. Call it once, before the program starts.
+
+    Called again it loads only what was not loaded before, and applies what is pending. A plugin that raises leaves no
+    hooks behind and is reported as a warning while the others go on; one that was asked for by name raises.
+
+    Args:
+        modules: plugin modules to load by dotted name, after the installed plugins.
+        names: the entry points to load; by default those of the variable ``HOOKERY_PLUGINS`` (comma-separated; empty
+            for none), and all that are installed when it is not set.
+        registry: where the hooks go; the process's registry by default.
+        strict: raise for any plugin that fails and any target that does not exist.
+        eager: import the modules of all targets now.
+
+    Raises:
+        PluginError: a plugin that was asked for by name is not installed or raised; with ``strict``, any that raised.
+        HookApplyError: the hooks of a plugin that was asked for, or of code, cannot be applied; with ``strict``, any.
+    """
+    registry = registry_module.registry if registry is None else registry
+    for plugin in _choose(modules, names):
+        if plugin.key in registry.loaded_plugins:
+            continue
+        try:
+            _load(plugin, registry)
+        except PluginError as error:
+            if strict or plugin.asked_for:
+                raise
+            warnings.warn(str(error), HookWarning, stacklevel=2)
+        else:
+            registry.loaded_plugins.add(plugin.key)
+    tolerated = set() if strict else {plugin.source for plugin in _choose(modules, names) if not plugin.asked_for}
+    failures = registry.apply_pending(strict=strict, eager=eager)
+    for source, failure in failures:
+        if source in tolerated:
+            warnings.warn(f"hooks of {source} were taken back: {failure}", HookWarning, stacklevel=2)
+    fatal = [failure for source, failure in failures if source not in tolerated]
+    if fatal:
+        raise HookApplyError("; ".join(map(str, fatal))) from fatal[0]
+
+
+def _choose(modules: Sequence[str], names: Iterable[str] | None) -> list[_Plugin]:
+    """The plugins to load, in their fixed order.
+
+    Raises:
+        PluginError: a name on the allow-list is not installed.
+    """
+    installed = sorted(
+        entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: (_distribution(entry) or "", entry.name)
+    )
+    where = "load_plugins(names=...)"
+    if names is None and ALLOW_LIST_VARIABLE in os.environ:
+        names, where = os.environ[ALLOW_LIST_VARIABLE].split(","), ALLOW_LIST_VARIABLE
+    allowed = None if names is None else {name.strip() for name in names} - {""}
+    if allowed is not None:
+        unknown = sorted(allowed - {entry.name for entry in installed})
+        if unknown:
+            known = ", ".join(sorted({entry.name for entry in installed})) or "none"
+            raise PluginError(f"{where} asks for the plugin {unknown[0]!r}, which is not installed; installed: {known}")
+    plugins = [
+        _Plugin(
+            HookSource(entry.name, _distribution(entry), entry.dist.version if entry.dist else None),
+            entry.module,
+            _entry_point_loader(entry),
+            asked_for=allowed is not None,
+        )
+        for entry in installed
+        if allowed is None or entry.name in allowed
+    ]
+    for module in modules:
+        plugins.append(_Plugin(HookSource(module), module, _module_loader(module), asked_for=True))
+    return plugins
+
+
+def _distribution(entry: EntryPoint) -> str | None:
+    return entry.dist.name if entry.dist is not None else None
+
+
+def _entry_point_loader(entry: EntryPoint) -> Callable[[], Any]:
+    def load() -> Any:
+        loaded = entry.load()
+        return loaded() if entry.attr else loaded
+
+    return load
+
+
+def _module_loader(module: str) -> Callable[[], Any]:
+    return lambda: importlib.import_module(module)
+
+
+def _load(plugin: _Plugin, registry: HookRegistry) -> None:
+    """Import (or call) the plugin with its hooks attributed to it; on an error nothing of it stays registered."""
+    token = registry_module._loading.set(Loading(registry, plugin.source))
+    before = len(declarations)
+    try:
+        plugin.load()
+        # Decorators run once per import: a module that was imported before declares what it declared then.
+        for declaration in declarations[:before]:
+            module = getattr(declaration.function, "__module__", None) or ""
+            if module == plugin.module or module.startswith(plugin.module + "."):
+                declaration.register(registry)
+    except (Exception, SystemExit) as error:
+        registry.discard(plugin.source)
+        del declarations[before:]
+        raise PluginError(f"plugin {plugin.source} failed to load: {type(error).__name__}: {error}") from error
+    finally:
+        registry_module._loading.reset(token)

@@ -1,0 +1,66 @@
+"""Who else holds an original: module globals made by ``from x import f``.
+
+One pass over the loaded modules serves all targets together. Values are compared by identity alone and looked at only
+through module dictionaries, so nobody's code runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Rebinding:
+    """A wish: wherever ``old`` is found, ``new`` shall stand, except in the modules whose globals are spared."""
+
+    old: Any
+    new: Any
+    spared_globals: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A module global that was rebound: ``name`` in ``namespace`` of the module ``module``."""
+
+    module: str
+    name: str
+    namespace: dict[str, Any] = field(repr=False, compare=False)
+
+    @property
+    def address(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+def rebind(wishes: Iterable[Rebinding]) -> list[tuple[Rebinding, Holder]]:
+    """Rebind every module global that holds one of the wished originals; return what was rebound.
+
+    An original must be an object of its own (a function, a class): values that unrelated names share by identity, such
+    as ``None`` or small integers, must not be asked for.
+    """
+    by_identity = {id(wish.old): wish for wish in wishes}
+    done: list[tuple[Rebinding, Holder]] = []
+    if not by_identity:
+        return done
+    for module_name, module in list(sys.modules.items()):
+        try:
+            namespace = object.__getattribute__(module, "__dict__")
+        except AttributeError:  # an entry of sys.modules need not be a module
+            continue
+        if type(namespace) is not dict or by_identity.keys().isdisjoint(map(id, list(namespace.values()))):
+            continue
+        for name, value in list(namespace.items()):
+            wish = by_identity.get(id(value))
+            if wish is not None and value is wish.old and id(namespace) not in wish.spared_globals:
+                namespace[name] = wish.new
+                done.append((wish, Holder(module_name, name, namespace)))
+    return done
+
+
+def give_back(namespace: dict[str, Any], stand_in: Any, original: Any) -> None:
+    """Give a hook's own module the original where it holds the stand-in, so that the hook never calls itself."""
+    for name, value in list(namespace.items()):
+        if value is stand_in:
+            namespace[name] = original

@@ -1,0 +1,390 @@
+"""Registering hooks, applying them and taking them back.
+
+A registry owns hooks; what is patched lives in the process-wide table of :mod:`hookery.patches`, which all registries
+share. Resolving (which may import) is done without the lock, changing the table with it.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import types
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from hookery import patches
+from hookery.deferred import ImportWatcher, modules_to_watch
+from hookery.hooks import (
+    Hook,
+    HookApplyError,
+    HookError,
+    HookFunction,
+    HookSource,
+    HookState,
+    HookType,
+    HookWarning,
+    TargetNotFoundError,
+)
+from hookery.listing import HookRecord
+from hookery.targets import Pending, Target, TargetKind, resolve, validate_name
+
+F = TypeVar("F", bound=Callable[..., Any])
+Failure = tuple[HookSource, Exception]
+
+
+class HookRegistry:
+    """A set of hooks that are applied and taken back together or one by one.
+
+    ``hookery.registry`` is the process's own; a test can make another. With ``counting`` on (or ``HOOKERY_COUNT=1``)
+    the hooks registered from then on count their calls; whether a hook ran is always known.
+    """
+
+    def __init__(self, *, counting: bool | None = None) -> None:
+        self.counting = os.environ.get("HOOKERY_COUNT") == "1" if counting is None else counting
+        self.loaded_plugins: set[tuple[str, str]] = set()
+        self._hooks: list[Hook] = []
+        _registries.add(self)
+
+    def register(
+        self,
+        target: str,
+        hook: HookFunction,
+        hook_type: HookType,
+        *,
+        priority: int = 0,
+        reason: str | None = None,
+        count: bool | None = None,
+        source: HookSource | None = None,
+    ) -> Hook:
+        """Register ``hook``; it takes effect with the next :meth:`apply_hooks`.
+
+        Registering the same object twice for one target and type is one hook. An importable function that a reload
+        made again replaces its older self.
+
+        Args:
+            target: ``pkg.mod.Class.f`` or ``pkg.mod:Class.f``.
+            priority: higher is further out; for REPLACE the highest wins.
+            reason: why the hook exists; shown by the listing.
+            count: count the calls of this hook, whatever the registry's ``counting`` says.
+            source: who registers; by default the plugin being loaded, else the hook's own module.
+
+        Raises:
+            TypeError: the hook is not callable, ``hook_type`` is no HookType, or a class is not a REPLACE.
+            ValueError: ``target`` cannot name a target, or the hook is registered already with other options.
+        """
+        validate_name(target)
+        if not isinstance(hook_type, HookType):
+            raise TypeError(f"hook type of {hook!r} on {target}: {hook_type!r} is not a HookType")
+        if not callable(hook):
+            raise TypeError(f"{hook!r} on {target} is not callable")
+        if isinstance(hook, type) and hook_type is not HookType.REPLACE:
+            raise TypeError(
+                f"the class {hook.__qualname__} on {target}: a class can only REPLACE, not {hook_type.name}"
+            )
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise TypeError(f"priority of {hook!r} on {target} is {priority!r}; it must be an int")
+        loading = _loading.get()
+        if source is None:
+            source = loading.source if loading else HookSource(getattr(hook, "__module__", None) or "code")
+        counted = self.counting if count is None else count
+        with patches.lock:
+            new = Hook(target, hook, hook_type, source, priority, _next_order(), reason, counted)
+            older = next((other for other in self._hooks if _is_same(other, new)), None)
+            if older is not None and older.state is not HookState.REVERTED and older.function is hook:
+                if older.priority != priority or older.reason != reason:
+                    raise ValueError(
+                        f"{older.describe()} is registered already, with priority {older.priority} and reason"
+                        f" {older.reason!r}; revert it first to change them"
+                    )
+                if loading:
+                    older.source = source  # its module was imported before the plugin that it belongs to was loaded
+                return older
+            if older is not None:
+                if older.state is not HookState.REVERTED:
+                    new.order = older.order
+                    self._take_off([older])
+                self._hooks.remove(older)
+            self._hooks.append(new)
+            return new
+
+    def apply_hooks(self, *, strict: bool = False, eager: bool = False) -> None:
+        """Apply every hook that is not applied yet. May be called any number of times.
+
+        A target whose module is not imported yet is applied when it is. A target that does not exist is recorded as
+        missed, with the nearest names that do exist, and warned about.
+
+        Args:
+            strict: raise for a target that does not exist; everything of its source is undone.
+            eager: import the modules of the targets now.
+
+        Raises:
+            HookApplyError: the hooks of some sources could not be applied. Everything of those sources is undone; the
+                hooks of all other sources stand.
+        """
+        failures = self.apply_pending(strict=strict, eager=eager)
+        if failures:
+            raise HookApplyError("; ".join(f"{error}" for _, error in failures)) from failures[0][1]
+
+    def apply_pending(
+        self, *, strict: bool = False, eager: bool = False, completed: str | None = None
+    ) -> list[Failure]:
+        """Like :meth:`apply_hooks`, but returns what failed, by source, instead of raising.
+
+        ``completed`` is the module whose import is calling.
+        """
+        failures: list[Failure] = []
+        with patches.lock:
+            waiting = [hook for hook in self._hooks if hook.state in (HookState.PENDING, HookState.MISSED)]
+        resolved: list[tuple[Hook, Target]] = []
+        for hook in waiting:
+            outcome = self._resolve(hook, eager=eager, completed=completed)
+            if isinstance(outcome, Target):
+                resolved.append((hook, outcome))
+            elif isinstance(outcome, Exception) and (strict or not isinstance(outcome, TargetNotFoundError)):
+                failures.append((hook.source, outcome))
+        with patches.lock:
+            # Classes first, outermost first: a member hook belongs to whichever class stands at the name.
+            resolved.sort(key=lambda pair: _class_depth(pair[1]))
+            failed = {source for source, _ in failures}
+            a_class_was_replaced = False
+            for hook, target in resolved:
+                if hook.source in failed or hook not in self._hooks:
+                    continue
+                try:
+                    if a_class_was_replaced:
+                        again = resolve(hook.target, completed=completed)
+                        target = again if isinstance(again, Target) else target
+                    patches.add(target, hook)
+                except (HookError, TypeError) as error:
+                    failures.append((hook.source, error))
+                    failed.add(hook.source)
+                a_class_was_replaced |= target.kind is TargetKind.CLASS
+            for source in failed:
+                first = next(failure for failing, failure in failures if failing == source)
+                self._undo(source, f"its source was undone: {first}")
+            patches.spread()
+            watch_imports()
+        return failures
+
+    def _resolve(self, hook: Hook, *, eager: bool, completed: str | None) -> Target | Exception | None:
+        """The hook's target, the error that stands in the way, or ``None`` while it has to wait."""
+        try:
+            outcome = resolve(hook.target, eager=eager, completed=completed)
+        except TargetNotFoundError as error:
+            if hook.detail != str(error):
+                hook.state, hook.detail = HookState.MISSED, str(error)
+                warnings.warn(f"{hook.function_name} will not run: {error}", HookWarning, stacklevel=4)
+            return error
+        except Exception as error:  # noqa: BLE001  (an eager import runs other people's code; the caller reports it)
+            return error
+        if isinstance(outcome, Pending):
+            hook.state, hook.detail = HookState.PENDING, outcome.why
+            return None
+        return outcome
+
+    def revert(self, target: str | None = None, source: HookSource | str | None = None) -> None:
+        """Take hooks back, in any order: those on ``target``, those of ``source``, both, or all.
+
+        When the last hook of a target goes, the object that stood there before stands there again, everywhere. The
+        hooks are unregistered and stay in the listing as *reverted*.
+
+        Args:
+            target: a target's name, in either spelling.
+            source: a source, or the name of an entry point, module or distribution.
+
+        Raises:
+            HookError: a target or source was named and no hook is registered for it.
+        """
+        with patches.lock:
+            chosen = [
+                hook
+                for hook in self._hooks
+                if hook.state is not HookState.REVERTED
+                and (target is None or _names(hook, target))
+                and (source is None or source in (hook.source, hook.source.name, hook.source.distribution))
+            ]
+            if not chosen and (target is not None or source is not None):
+                wanted = " of ".join(str(part) for part in (target, source) if part is not None)
+                raise HookError(f"nothing to revert: no hook is registered for {wanted}")
+            self._take_off(chosen)
+            for hook in chosen:
+                hook.state, hook.detail = HookState.REVERTED, ""
+            watch_imports()
+
+    def reset(self) -> None:
+        """Revert everything, forget all hooks and forget which plugins were loaded."""
+        with patches.lock:
+            self.revert()
+            self._hooks.clear()
+            self.loaded_plugins.clear()
+
+    def discard(self, source: HookSource) -> None:
+        """Forget the hooks of ``source`` as if they had not been registered: its loading failed."""
+        with patches.lock:
+            gone = [hook for hook in self._hooks if hook.source == source]
+            self._take_off(gone)
+            self._hooks = [hook for hook in self._hooks if hook not in gone]
+
+    def applied_hooks(self) -> list[HookRecord]:
+        """Every hook of this registry, in the order of registration, as it stands now."""
+        with patches.lock:
+            return [HookRecord.of(hook) for hook in sorted(self._hooks, key=lambda hook: hook.order)]
+
+    def waiting_targets(self) -> list[str]:
+        """The targets of the hooks that wait for an import."""
+        return [hook.target for hook in self._hooks if hook.state in (HookState.PENDING, HookState.MISSED)]
+
+    def reapply(self, orphans: list[Hook], module: str) -> None:
+        """Apply again what a reload of ``module`` has thrown off."""
+        for hook in self._hooks:
+            if hook in orphans:
+                hook.state, hook.detail = HookState.PENDING, f"{module} was reloaded"
+
+    def _undo(self, source: HookSource, why: str) -> None:
+        undone = [hook for hook in self._hooks if hook.source == source and hook.state is not HookState.REVERTED]
+        self._take_off(undone)
+        for hook in undone:
+            if hook.state is not HookState.MISSED:
+                hook.state, hook.detail = HookState.REVERTED, why
+
+    def _take_off(self, hooks: list[Hook]) -> None:
+        for patch in patches.all_patches():
+            if any(hook in hooks for hook in patch.hooks):
+                patches.remove(patch, hooks)
+
+
+_registries: weakref.WeakSet[HookRegistry] = weakref.WeakSet()
+_orders = iter(range(1, 2**62))
+
+
+def _next_order() -> int:
+    return next(_orders)
+
+
+def _class_depth(target: Target) -> tuple[bool, int]:
+    is_class = target.kind is TargetKind.CLASS
+    return (not is_class, target.qualname.count(".") if is_class else 0)
+
+
+def _plain(target: str) -> str:
+    return target.replace(":", ".")
+
+
+def _names(hook: Hook, target: str) -> bool:
+    """Whether ``target`` is a name of what the hook is on."""
+    if _plain(hook.target) == _plain(target):
+        return True
+    return any(_plain(patch.target.name) == _plain(target) for patch in patches.patches_of(hook))
+
+
+def _is_same(one: Hook, other: Hook) -> bool:
+    """Whether two registrations are one hook: the same object, or one importable function that was made again."""
+    if _plain(one.target) != _plain(other.target) or one.type is not other.type:
+        return False
+    if one.function is other.function:
+        return True
+    name = _importable_name(one.function)
+    return name is not None and name == _importable_name(other.function)
+
+
+def _importable_name(function: HookFunction) -> tuple[str, str] | None:
+    if not isinstance(function, (types.FunctionType, type)):
+        return None
+    name = function.__qualname__
+    if "<locals>" in name or "<lambda>" in name:
+        return None
+    return ("__main__" if function.__module__ == "__mp_main__" else function.__module__, name)
+
+
+def _on_executed(module: str) -> None:
+    """Called inside the import of ``module``, right after its code has run: apply what waited for it."""
+    with patches.lock:
+        orphans = patches.supersede(module)
+        live = list(_registries)
+        for registry in live:
+            registry.reapply(orphans, module)
+    for registry in live:
+        for source, error in registry.apply_pending(completed=module):
+            warnings.warn(
+                f"hooks of {source} were taken back while {module} was imported: {error}",
+                HookWarning,
+                stacklevel=2,
+            )
+
+
+_watcher = ImportWatcher(_on_executed)
+
+
+def watch_imports() -> None:
+    """Watch the modules that pending targets wait for, and those of applied ones (a reload has to hook them again)."""
+    modules = {patch.target.module for patch in patches.all_patches()}
+    for registry in list(_registries):
+        for target in registry.waiting_targets():
+            modules.update(modules_to_watch(target))
+    _watcher.watch(frozenset(modules))
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The plugin that is being loaded: hooks that it registers without saying otherwise are its own."""
+
+    registry: HookRegistry
+    source: HookSource
+
+
+_loading: contextvars.ContextVar[Loading | None] = contextvars.ContextVar("hookery_loading", default=None)
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """One use of the decorator, remembered so that a plugin whose module is imported already can register again."""
+
+    target: str
+    function: HookFunction
+    type: HookType
+    priority: int
+    reason: str | None
+    count: bool | None
+
+    def register(self, registry: HookRegistry) -> None:
+        registry.register(
+            self.target,
+            self.function,
+            self.type,
+            priority=self.priority,
+            reason=self.reason,
+            count=self.count,
+        )
+
+
+declarations: list[Declaration] = []
+
+registry = HookRegistry()
+"""The process's registry."""
+
+
+def plugin_hook(
+    target: str,
+    type: HookType = HookType.AFTER,  # noqa: A002  (the contract's name)
+    *,
+    priority: int = 0,
+    reason: str | None = None,
+    count: bool | None = None,
+) -> Callable[[F], F]:
+    """Register the decorated function (or class, for REPLACE) as a hook on ``target`` and return it unchanged.
+
+    See :class:`HookType` for how it will be called and :meth:`HookRegistry.register` for the arguments and errors. The
+    hook takes effect with ``load_plugins()`` or ``hookery.registry.apply_hooks()``.
+    """
+
+    def decorate(function: F) -> F:
+        declaration = Declaration(target, function, type, priority, reason, count)
+        loading = _loading.get()
+        declaration.register(loading.registry if loading else registry)
+        declarations.append(declaration)
+        return function
+
+    return decorate

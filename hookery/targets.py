@@ -1,0 +1,267 @@
+"""From a dotted or colon name to the thing that stands there.
+
+``pkg.mod.Class.f`` and ``pkg.mod:Class.f`` are one target. Resolving imports nothing unless ``eager`` is set, and never
+wakes a package's lazy ``__getattr__``: the end of the module part is looked for in ``vars()`` alone, then in the import
+system's own ``find_spec`` once the parent is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import importlib
+import importlib.util
+import pkgutil
+import sys
+import types
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hookery.hooks import TargetNotFoundError
+
+
+class TargetKind(enum.Enum):
+    """What stands at a target; decides how its arguments reach a hook."""
+
+    FUNCTION = "function"  # a plain function of a module
+    METHOD = "method"  # a plain function of a class: args[0] is self
+    CLASSMETHOD = "classmethod"  # args[0] is cls
+    STATICMETHOD = "staticmethod"  # no first argument
+    CLASS = "class"  # can only be REPLACEd
+    CALLABLE = "callable"  # any other callable: a C function, an object with __call__
+
+
+@dataclass(frozen=True)
+class Target:
+    """A resolved target.
+
+    ``raw`` is the object as it lies in the owner's namespace (a ``staticmethod`` object, not what it wraps), found
+    along the MRO; ``inherited`` says that the owner's own namespace does not hold it.
+    """
+
+    module: str
+    qualname: str
+    owner: Any
+    attribute: str
+    raw: Any
+    kind: TargetKind
+    inherited: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.module}:{self.qualname}"
+
+    @property
+    def function(self) -> Any:
+        """The callable behind the descriptor: what ``original_fn`` calls when nothing is replaced."""
+        if self.kind in (TargetKind.CLASSMETHOD, TargetKind.STATICMETHOD):
+            return self.raw.__func__
+        return self.raw
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A target that cannot be resolved yet. ``module`` is what has to be imported, ``why`` says it in words."""
+
+    module: str
+    why: str
+
+
+def validate_name(name: str) -> str:
+    """Return ``name`` if it can name a target.
+
+    Raises:
+        ValueError: it is not of the form ``pkg.mod.attr`` or ``pkg.mod:attr``.
+    """
+    module, colon, qualname = name.partition(":")
+    parts = [*module.split("."), *(qualname.split(".") if colon else [])]
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise ValueError(
+            f"{name!r} does not name a hook target;"
+            " write 'package.module.attribute' or 'package.module:Class.attribute'"
+        )
+    return name
+
+
+def may_concern(name: str, module: str) -> bool:
+    """Whether importing ``module`` can make the target ``name`` resolvable."""
+    target_module, colon, _ = name.partition(":")
+    if colon:
+        return target_module == module
+    return name.startswith(module + ".")
+
+
+def resolve(name: str, *, eager: bool = False, completed: str | None = None) -> Target | Pending:
+    """Resolve ``name`` to a :class:`Target`, or say what it still waits for.
+
+    Args:
+        eager: import what the name needs, and let lazy packages load the attribute.
+        completed: a module whose code has just run to its end although the import system still has it as
+            initializing (the moment at which import hooks fire).
+
+    Raises:
+        TargetNotFoundError: some part of the name does not exist; the message names the part and the closest names.
+        TypeError: the name leads to something that cannot be hooked.
+    """
+    split = _split(name, eager=eager, completed=completed)
+    if isinstance(split, Pending):
+        return split
+    module, parts = split
+    namespace = vars(module)
+    if parts[0] not in namespace and "__getattr__" in namespace and not eager:
+        return Pending(module.__name__, f"{module.__name__} has not bound {parts[0]!r} yet (it is a lazy attribute)")
+    owner = _owner(name, module, parts)
+    return _at(name, module.__name__, parts, owner)
+
+
+def _split(name: str, *, eager: bool, completed: str | None) -> tuple[types.ModuleType, list[str]] | Pending:
+    """Find where the module part of ``name`` ends."""
+    module_name, colon, qualname = name.partition(":")
+    parts = module_name.split(".")
+    if colon:
+        found = _import_or_wait(name, module_name, eager=eager, completed=completed)
+        return found if isinstance(found, Pending) else (found, qualname.split("."))
+    found = _import_or_wait(name, parts[0], eager=eager, completed=completed)
+    taken = 1
+    while not isinstance(found, Pending) and taken < len(parts) - 1:
+        submodule_name = f"{found.__name__}.{parts[taken]}"
+        value = vars(found).get(parts[taken])
+        is_module = submodule_name in sys.modules or isinstance(value, types.ModuleType)
+        if not is_module and (value is not None or not _has_spec(found, submodule_name)):
+            break
+        if isinstance(value, types.ModuleType) and submodule_name not in sys.modules:
+            submodule_name = value.__name__  # a module under another name, such as os.path
+        found = _import_or_wait(name, submodule_name, eager=eager, completed=completed)
+        taken += 1
+    if isinstance(found, Pending):
+        # An attribute may stand in a package whose body has not finished, so that is what the target waits for.
+        return found
+    return found, parts[taken:]
+
+
+def _import_or_wait(name: str, module_name: str, *, eager: bool, completed: str | None) -> types.ModuleType | Pending:
+    module = sys.modules.get(module_name)
+    if module is None and eager:
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (module_name + ".").startswith(error.name + "."):
+                raise _not_found(name, error.name.rpartition(".")[2], error.name.rpartition(".")[0]) from None
+            raise
+    if module is None:
+        parent, _, leaf = module_name.rpartition(".")
+        if parent and parent not in sys.modules:
+            missing = _first_missing(module_name)
+            if missing is not None:
+                raise _not_found(name, missing.rpartition(".")[2], missing.rpartition(".")[0])
+        elif not _spec_exists(module_name):
+            raise _not_found(name, leaf, parent)
+        return Pending(module_name, f"{module_name} is not imported yet")
+    spec = getattr(module, "__spec__", None)
+    if module_name != completed and getattr(spec, "_initializing", False):
+        return Pending(module_name, f"{module_name} is being imported")
+    return module
+
+
+def _first_missing(module_name: str) -> str | None:
+    """The first package of a colon name's module part that surely does not exist, importing nothing."""
+    parts = module_name.split(".")
+    for length in range(1, len(parts) + 1):
+        prefix = ".".join(parts[:length])
+        if prefix in sys.modules:
+            continue
+        return None if _spec_exists(prefix) else prefix
+    return None
+
+
+def _has_spec(package: types.ModuleType, submodule_name: str) -> bool:
+    return hasattr(package, "__path__") and _spec_exists(submodule_name)
+
+
+def _spec_exists(module_name: str) -> bool:
+    try:
+        return importlib.util.find_spec(module_name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _owner(name: str, module: types.ModuleType, parts: list[str]) -> Any:
+    """The module or class that holds the last part; a name that passes through an instance means its class."""
+    if len(parts) == 1:
+        return module
+    try:
+        owner = pkgutil.resolve_name(f"{module.__name__}:{'.'.join(parts[:-1])}")
+    except AttributeError:
+        holder: Any = module
+        for position, part in enumerate(parts[:-1]):
+            if not hasattr(holder, part):
+                where = ".".join([module.__name__, *parts[:position]])
+                raise _not_found(name, part, where, _names_in(holder)) from None
+            holder = getattr(holder, part)
+        raise
+    return owner if isinstance(owner, (type, types.ModuleType)) else type(owner)
+
+
+def _at(name: str, module_name: str, parts: list[str], owner: Any) -> Target:
+    attribute = parts[-1]
+    inherited = False
+    if isinstance(owner, types.ModuleType):
+        if attribute not in vars(owner) and not hasattr(owner, attribute):
+            raise _not_found(name, attribute, owner.__name__, _names_in(owner))
+        raw = vars(owner)[attribute] if attribute in vars(owner) else getattr(owner, attribute)
+    else:
+        holder = next((base for base in owner.__mro__ if attribute in vars(base)), None)
+        if holder is None:
+            where = ".".join([module_name, *parts[:-1]])
+            raise _not_found(name, attribute, where, _names_in(owner))
+        raw = vars(holder)[attribute]
+        inherited = holder is not owner
+    kind = _kind(name, owner, raw)
+    return Target(module_name, ".".join(parts), owner, attribute, raw, kind, inherited)
+
+
+def _kind(name: str, owner: Any, raw: Any) -> TargetKind:
+    # isinstance, not type(): what already stands in for a function or a descriptor claims the class of what it wraps.
+    if isinstance(raw, classmethod):
+        return TargetKind.CLASSMETHOD
+    if isinstance(raw, staticmethod):
+        return TargetKind.STATICMETHOD
+    if isinstance(raw, type):
+        return TargetKind.CLASS
+    if isinstance(raw, types.FunctionType):
+        return TargetKind.FUNCTION if isinstance(owner, types.ModuleType) else TargetKind.METHOD
+    if callable(raw):
+        return TargetKind.CALLABLE
+    raise TypeError(
+        f"{name}: {type(raw).__name__} objects cannot be hooked; hook targets are functions, methods, classmethods,"
+        " staticmethods, classes and other callables"
+    )
+
+
+def _names_in(holder: Any) -> Iterator[str]:
+    if isinstance(holder, types.ModuleType):
+        yield from vars(holder)
+        for info in pkgutil.iter_modules(getattr(holder, "__path__", None) or []):
+            yield info.name
+    else:
+        yield from dir(holder)
+
+
+def _not_found(name: str, part: str, where: str, candidates: Iterable[str] | None = None) -> TargetNotFoundError:
+    if candidates is None:
+        parent = sys.modules.get(where)
+        if parent is not None:
+            candidates = _names_in(parent)
+        elif where:
+            candidates = []
+        else:
+            candidates = {
+                *sys.stdlib_module_names,
+                *sys.modules,
+                *(info.name for info in pkgutil.iter_modules()),
+            }
+    close = difflib.get_close_matches(part, [c for c in set(candidates) if "." not in c], n=3)
+    place = f"{where!r} has no {part!r}" if where else f"there is no module {part!r}"
+    hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    return TargetNotFoundError(f"hook target {name!r} does not exist: {place}{hint}")
