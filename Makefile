@@ -34,6 +34,7 @@ lint: $(VENV)/.installed-dev ## ruff (lint and format check) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --strict hookery
 
 fix: $(VENV)/.installed-dev ## what lint can mend by itself
 	$(BIN)/ruff check --fix .

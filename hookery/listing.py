@@ -65,9 +65,11 @@ def format_table(records: Mapping[str, Sequence[HookRecord]]) -> str:
             source = record.source if record.distribution is None else f"{record.source} ({record.distribution})"
             calls = "-" if record.calls is None else str(record.calls)
             ran = "yes" if record.ran else "no"
-            rows.append((process, record.target, record.type.upper(), record.hook, source, record.state, ran, calls))
+            # The source of a hook is most often the module it lies in: then the module is named once.
+            hook = record.hook.removeprefix(f"{record.source}:")
+            rows.append((process, record.target, record.type.upper(), hook, source, record.state, ran, calls))
             if record.detail:
-                notes.append(f"{process}: {record.hook} is {record.state}: {record.detail}")
+                notes.append(f"{process}: {hook} is {record.state}: {record.detail}")
     return "\n".join([*_align(rows), *notes])
 
 

@@ -1,0 +1,148 @@
+"""The command line: `python -m runtime generate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import hookery
+from runtime import config
+from runtime.core.errors import EngineError
+from runtime.core.sampling_params import SamplingParams
+from runtime.entrypoints import engine
+
+DEFAULT_PROMPT: Final = "The following functions"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        return int(parsed.run(parsed))
+    except (EngineError, hookery.HookError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Whoever read our output has left. Python would complain once more while it closes standard output.
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m runtime", description="A compact inference runtime.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    generate = commands.add_parser(
+        "generate",
+        help="continue prompts",
+        description="Continue prompts; several make one batch. The text appears as it is made.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    generate.set_defaults(run=_generate)
+    generate.add_argument("prompts", nargs="*", metavar="PROMPT", default=[DEFAULT_PROMPT], help="a text to continue")
+    generate.add_argument(
+        "--model", metavar="DIR", default=engine.EMBEDDED_MODEL, help="a Hugging Face Llama directory"
+    )
+    defaults = SamplingParams()
+    generate.add_argument("--max-new-tokens", type=int, metavar="N", default=defaults.max_new_tokens, help="per prompt")
+    generate.add_argument(
+        "--temperature", type=float, metavar="T", default=defaults.temperature, help="0 takes the likeliest token"
+    )
+    generate.add_argument(
+        "--top-p", type=float, metavar="P", default=defaults.top_p, help="keep the likeliest tokens up to this mass"
+    )
+    generate.add_argument(
+        "--top-k", type=int, metavar="K", default=defaults.top_k, help="keep the K likeliest tokens; 0 for all"
+    )
+    generate.add_argument("--seed", type=int, metavar="S", default=None, help="seed of every prompt's own sampling")
+    generate.add_argument("--dtype", metavar="D", default="auto", help=f"one of {', '.join(config.DTYPES)}")
+    generate.add_argument(
+        "--plugin",
+        action="append",
+        metavar="MODULE",
+        default=[],
+        dest="plugins",
+        help="load this plugin module in every process; may be given several times",
+    )
+    generate.add_argument("--json", action="store_true", help="print one JSON object when all is done")
+    return parser
+
+
+def _generate(parsed: argparse.Namespace) -> int:
+    params = SamplingParams(
+        max_new_tokens=parsed.max_new_tokens,
+        temperature=parsed.temperature,
+        top_p=parsed.top_p,
+        top_k=parsed.top_k,
+        seed=parsed.seed,
+    )
+    with engine.Engine(parsed.model, dtype=parsed.dtype, plugins=tuple(parsed.plugins)) as served:
+        started = time.perf_counter()
+        if parsed.json:
+            outputs = served.generate(parsed.prompts, sampling_params=params)
+            seconds = time.perf_counter() - started
+            print(json.dumps(_as_json(parsed.prompts, outputs, seconds, served.applied_hooks())))
+            return 0
+        generated = _print_stream(served, parsed.prompts, params)
+        seconds = time.perf_counter() - started
+        print(f"\n{generated} tokens in {seconds:.2f} s, {generated / seconds:.0f} tokens/s", file=sys.stderr)
+        hooks = served.applied_hooks()
+        if any(hooks.values()):
+            print(f"\n{hookery.format_table(hooks)}")
+    return 0
+
+
+def _print_stream(served: engine.Engine, prompts: Sequence[str], params: SamplingParams) -> int:
+    """Print each prompt and its continuation as it is made, one prompt after the other; return how many tokens."""
+    held_back = [""] * len(prompts)
+    finished = [False] * len(prompts)
+    shown = -1
+    generated = 0
+
+    def advance() -> None:
+        nonlocal shown
+        while shown < len(prompts) and (shown < 0 or finished[shown]):
+            if shown >= 0:
+                print()
+            shown += 1
+            if shown < len(prompts):
+                separator = "\n" if shown else ""
+                print(f"{separator}{prompts[shown]}{held_back[shown]}", end="", flush=True)
+
+    advance()
+    for chunk in served.stream(prompts, sampling_params=params):
+        generated += len(chunk.token_ids)
+        finished[chunk.index] = chunk.finish_reason is not None
+        if chunk.index == shown:
+            print(chunk.text, end="", flush=True)
+            advance()
+        else:
+            held_back[chunk.index] += chunk.text
+    return generated
+
+
+def _as_json(
+    prompts: Sequence[str],
+    outputs: Sequence[engine.GenerateOutput],
+    seconds: float,
+    hooks: dict[str, list[hookery.HookRecord]],
+) -> dict[str, Any]:
+    return {
+        "outputs": [
+            {
+                "prompt": prompt,
+                "text": output.text,
+                "token_ids": output.token_ids,
+                "finish_reason": output.finish_reason,
+            }
+            for prompt, output in zip(prompts, outputs, strict=True)
+        ],
+        "seconds": seconds,
+        "hooks": {process: [record.to_dict() for record in records] for process, records in hooks.items()},
+    }

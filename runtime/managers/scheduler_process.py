@@ -1,0 +1,69 @@
+"""The life of the scheduler process, from its first line to its exit.
+
+Nothing heavy is imported at the top: the module is unpickled in the child before any hook is in place, and the main
+process imports it only for the name of the entry function. Hooks are applied first, then the scheduler is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from multiprocessing import connection, parent_process
+
+from runtime.config import ServerArgs
+from runtime.core.errors import EngineError
+from runtime.managers.io_struct import Channel, ChannelClosedError, SchedulerFailed, SchedulerReady, ToScheduler
+
+
+def run_scheduler_process(server_args: ServerArgs, pipe: connection.Connection) -> None:
+    """Entry point of the spawned process. Exits with 0 after a shutdown or when the main process is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's; it shuts this one down
+    _exit_with_parent()
+    channel: Channel[ToScheduler] = Channel(pipe, ToScheduler)
+    try:
+        _serve(server_args, channel)
+    except ChannelClosedError:
+        return
+    except Exception as error:  # noqa: BLE001  (whatever it is, the main process has to hear of it)
+        _report(channel, error)
+        sys.exit(1)
+
+
+def _serve(server_args: ServerArgs, channel: Channel[ToScheduler]) -> None:
+    from runtime.plugins import bootstrap
+
+    bootstrap.load_process_plugins(server_args.plugins)
+    bootstrap.resolve_platform()
+    from runtime.managers import scheduler
+
+    served = scheduler.Scheduler(server_args, channel)
+    bootstrap.apply_remaining_hooks()
+    channel.send(SchedulerReady(served.limits))
+    served.event_loop()
+
+
+def _report(channel: Channel[ToScheduler], error: Exception) -> None:
+    import hookery
+
+    if not isinstance(error, (EngineError, hookery.HookError)):
+        traceback.print_exception(error)  # unforeseen: whoever has to mend it needs more than a line
+    try:
+        channel.send(SchedulerFailed(type(error).__name__, str(error) or repr(error)))
+    except ChannelClosedError:
+        print(f"the scheduler failed and the main process is gone: {error}", file=sys.stderr)
+
+
+def _exit_with_parent() -> None:
+    """End this process when the main process ends, however it ends and whatever this process is doing."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def wait_for_parent() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(0)
+
+    threading.Thread(target=wait_for_parent, name="exit-with-parent", daemon=True).start()

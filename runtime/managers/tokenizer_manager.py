@@ -1,0 +1,306 @@
+"""The main process's side: owns the scheduler process, sends it requests and hands each its outputs.
+
+One thread reads everything that the scheduler says, so a scheduler that writes is never blocked by a main process that
+writes too, and the scheduler's death is seen at once whoever is waiting.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import queue
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess
+from typing import Final
+
+import hookery
+from runtime.config import ServerArgs
+from runtime.core import errors
+from runtime.core.errors import EngineDeadError, EngineError, InvalidRequestError
+from runtime.core.request import FinishReason
+from runtime.core.sampling_params import SamplingParams
+from runtime.managers import batch_policy, scheduler_process, tokenizer
+from runtime.managers.io_struct import (
+    AbortRequest,
+    BatchOutput,
+    Channel,
+    ChannelClosedError,
+    EngineLimits,
+    FromScheduler,
+    GenerateRequest,
+    HookListing,
+    ListHooks,
+    RequestOutput,
+    SchedulerFailed,
+    SchedulerReady,
+    Shutdown,
+)
+
+SHUTDOWN_SECONDS: Final = 5.0
+"""How long the scheduler may take to leave before it is terminated."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of one request's output. The last chunk of a request has a finish reason."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A request that was sent: where its outputs go, and under which number its caller knows it."""
+
+    request_id: str
+    number: int
+    arrivals: queue.SimpleQueue[tuple[int, RequestOutput | EngineError]]
+
+
+class TokenizerManager:
+    """Starts the scheduler and waits until its model is loaded.
+
+    Raises:
+        EngineError: the scheduler cannot start; it has said why.
+        hookery.HookError: a plugin or a hook cannot be applied there.
+    """
+
+    def __init__(self, server_args: ServerArgs) -> None:
+        self.tokenizer = tokenizer.load_tokenizer(server_args.model)
+        self._request_numbers = itertools.count()
+        self._pending: dict[str, _Pending] = {}
+        self._lock = threading.Lock()
+        self._listings: queue.SimpleQueue[HookListing | EngineError] = queue.SimpleQueue()
+        self._listing_lock = threading.Lock()
+        self._death: EngineError | None = None
+        self._closing = False
+        self._process, self._channel = _spawn(server_args)
+        try:
+            self.limits = self._wait_until_ready()
+        except BaseException:
+            self._process.terminate()
+            self.close()
+            raise
+        self._reader = threading.Thread(target=self._read, name="scheduler-reader", daemon=True)
+        self._reader.start()
+
+    @property
+    def scheduler_pid(self) -> int:
+        """The process id of the scheduler."""
+        assert self._process.pid is not None, "the process was started"
+        return self._process.pid
+
+    def encode(self, prompt: str) -> list[int]:
+        """The token ids of a prompt, with the special tokens that the tokenizer adds."""
+        ids: list[int] = self.tokenizer.encode(prompt).ids
+        return ids
+
+    def check(self, input_ids: Sequence[int], params: SamplingParams) -> None:
+        """Refuse a request that can never run, before anything is sent.
+
+        Raises:
+            InvalidRequestError: see `batch_policy.check_fits`.
+        """
+        batch_policy.check_fits(
+            input_ids,
+            params.max_new_tokens,
+            context_length=self.limits.context_length,
+            max_total_tokens=self.limits.max_total_tokens,
+            vocab_size=self.limits.vocab_size,
+        )
+
+    def stream(self, requests: Sequence[tuple[list[int], SamplingParams]]) -> Iterator[tuple[int, Chunk]]:
+        """Run requests, each given as token ids and sampling parameters, together.
+
+        Yields `(number, chunk)` in the order in which chunks come; `number` is the position in `requests`. Whoever
+        stops iterating early aborts what is still running.
+
+        Raises:
+            InvalidRequestError: a request can never run; nothing was sent.
+            EngineDeadError: the scheduler is gone.
+        """
+        for input_ids, params in requests:
+            self.check(input_ids, params)
+        arrivals: queue.SimpleQueue[tuple[int, RequestOutput | EngineError]] = queue.SimpleQueue()
+        running: dict[int, _Pending] = {}
+        detokenizers = [tokenizer.IncrementalDetokenizer(self.tokenizer) for _ in requests]
+        try:
+            for number, (input_ids, params) in enumerate(requests):
+                running[number] = self._submit(number, arrivals, input_ids, params)
+            while running:
+                number, output = arrivals.get()
+                if isinstance(output, EngineError):
+                    running.clear()
+                    raise output
+                if output.error is not None:
+                    del running[number]
+                    raise InvalidRequestError(output.error)
+                ended = output.finish_reason is not None
+                if ended:
+                    del running[number]
+                text = detokenizers[number].add(output.token_ids, last=ended)
+                yield number, Chunk(text, output.token_ids, output.finish_reason)
+        finally:
+            for request in running.values():
+                self._abort(request)
+
+    def _submit(
+        self,
+        number: int,
+        arrivals: queue.SimpleQueue[tuple[int, RequestOutput | EngineError]],
+        input_ids: list[int],
+        params: SamplingParams,
+    ) -> _Pending:
+        request = _Pending(f"request-{next(self._request_numbers)}", number, arrivals)
+        with self._lock:
+            if self._death is not None:
+                raise self._death
+            self._pending[request.request_id] = request
+        self._send(GenerateRequest(request.request_id, input_ids, params))
+        return request
+
+    def _abort(self, request: _Pending) -> None:
+        """End a request early. What it holds is freed when the batch it is in has landed."""
+        with self._lock:
+            known = self._pending.pop(request.request_id, None)
+            alive = self._death is None
+        if known is not None and alive:
+            self._send(AbortRequest(request.request_id))
+
+    def scheduler_hooks(self) -> list[hookery.HookRecord]:
+        """The hooks of the scheduler process.
+
+        Raises:
+            EngineDeadError: the engine has stopped.
+        """
+        with self._listing_lock:
+            if self._death is not None:
+                raise self._death
+            self._send(ListHooks())
+            answer = self._listings.get()
+        if isinstance(answer, EngineError):
+            raise answer
+        return [hookery.HookRecord(**record) for record in answer.records]
+
+    def close(self) -> None:
+        """Stop the scheduler; it is terminated if it does not leave by itself. May be called again."""
+        if self._closing:
+            return
+        self._closing = True
+        with suppress(ChannelClosedError):  # it may be gone already, which is what is wanted
+            self._channel.send(Shutdown())
+        self._process.join(SHUTDOWN_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        reader = getattr(self, "_reader", None)
+        if reader is not None:
+            reader.join()
+        self._channel.close()
+
+    def _wait_until_ready(self) -> EngineLimits:
+        try:
+            first = self._channel.receive(wait=True)
+        except ChannelClosedError:
+            raise EngineDeadError(f"the scheduler process {self._how_it_ended()} while it was starting") from None
+        if isinstance(first, SchedulerReady):
+            return first.limits
+        if isinstance(first, SchedulerFailed):
+            raise _as_error(first)
+        raise AssertionError(f"the scheduler spoke before it was ready: {first!r}")
+
+    def _send(self, message: GenerateRequest | AbortRequest | ListHooks) -> None:
+        try:
+            self._channel.send(message)
+        except ChannelClosedError:
+            self._die()
+            assert self._death is not None
+            raise self._death from None
+
+    def _read(self) -> None:
+        """The reading thread: until the scheduler closes its end."""
+        while True:
+            try:
+                message = self._channel.receive(wait=True)
+            except ChannelClosedError:
+                self._die()
+                return
+            match message:
+                case BatchOutput():
+                    for output in message.outputs:
+                        self._deliver(output)
+                case HookListing():
+                    self._listings.put(message)
+                case SchedulerFailed():
+                    self._die(EngineDeadError(f"the scheduler failed: {message.error_type}: {message.message}"))
+
+    def _deliver(self, output: RequestOutput) -> None:
+        ended = output.finish_reason is not None or output.error is not None
+        with self._lock:
+            request = self._pending.pop(output.request_id, None) if ended else self._pending.get(output.request_id)
+        if request is not None:  # an aborted request is forgotten here before the scheduler has heard of it
+            request.arrivals.put((request.number, output))
+
+    def _die(self, why: EngineError | None = None) -> None:
+        """The scheduler is gone: tell everybody who waits, once."""
+        if why is None:
+            why = EngineDeadError(
+                "the engine is shut down" if self._closing else f"the scheduler process {self._how_it_ended()}"
+            )
+        with self._lock:
+            if self._death is None:
+                self._death = why
+            pending = list(self._pending.values())
+            self._pending.clear()
+        for request in pending:
+            request.arrivals.put((request.number, self._death))
+        self._listings.put(self._death)
+
+    def _how_it_ended(self) -> str:
+        self._process.join(SHUTDOWN_SECONDS)
+        code = self._process.exitcode
+        name = f"(pid {self._process.pid})"
+        if code is None:
+            return f"{name} closed its channel"
+        if code < 0:
+            return f"{name} was killed by {signal.Signals(-code).name}"
+        return f"{name} exited with code {code}"
+
+
+def _spawn(server_args: ServerArgs) -> tuple[SpawnProcess, Channel[FromScheduler]]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(
+        target=scheduler_process.run_scheduler_process, args=(server_args, theirs), name="scheduler", daemon=True
+    )
+    with _without_interrupt():
+        process.start()
+    theirs.close()  # so that the end of the process closes the channel
+    return process, Channel(ours, FromScheduler)
+
+
+@contextmanager
+def _without_interrupt() -> Iterator[None]:
+    """Let the child start with SIGINT ignored: Ctrl-C goes to the whole terminal, and the main process handles it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set signal handlers; the child ignores SIGINT itself a moment later
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _as_error(failed: SchedulerFailed) -> Exception:
+    """The error that the scheduler met, as the main process raises it."""
+    for module in (errors, hookery):
+        error_class = getattr(module, failed.error_type, None)
+        if isinstance(error_class, type) and issubclass(error_class, (EngineError, hookery.HookError)):
+            return error_class(failed.message)
+    return EngineDeadError(f"the scheduler failed to start: {failed.error_type}: {failed.message}")
