@@ -20,8 +20,10 @@ def replacement_order(hook: Hook) -> tuple[int, int]:
     return (hook.priority, hook.order)
 
 
-def build(original: Call, hooks: Iterable[Hook]) -> Call:
+def build(original: Call, hooks: Iterable[Hook], *, like: Any = None) -> Call:
     """Fuse ``hooks`` and ``original`` into one callable that takes what ``original`` takes.
+
+    ``like`` is the function that says what kind of callable the target is, where ``original`` only leads to it.
 
     For a coroutine function the layers are coroutine functions: AFTER sees the awaited value, a synchronous AROUND or
     REPLACE may return an awaitable. For a generator function the hooks run at the first ``next`` and AFTER sees the
@@ -33,9 +35,10 @@ def build(original: Call, hooks: Iterable[Hook]) -> Call:
     ordered = sorted(hooks, key=replacement_order)
     replacements = [hook for hook in ordered if hook.type is HookType.REPLACE]
     others = [hook for hook in ordered if hook.type is not HookType.REPLACE]
-    asynchronous = inspect.iscoroutinefunction(original)
+    like = original if like is None else like
+    asynchronous = _is_coroutine_function(like)
     for hook in ordered:
-        if not asynchronous and inspect.iscoroutinefunction(hook.function):
+        if not asynchronous and _is_coroutine_function(hook.function):
             raise TypeError(
                 f"{hook.describe()}: the hook is a coroutine function but its target is not; nothing would await it"
             )
@@ -43,11 +46,16 @@ def build(original: Call, hooks: Iterable[Hook]) -> Call:
     call = layers[HookType.REPLACE](original, replacements[-1]) if replacements else original
     for hook in others:
         call = layers[hook.type](call, hook)
-    if inspect.isgeneratorfunction(original):
+    if inspect.isgeneratorfunction(like):
         return _at_first_next(call)
-    if inspect.isasyncgenfunction(original):
+    if inspect.isasyncgenfunction(like):
         return _at_first_anext(call)
     return call
+
+
+def _is_coroutine_function(function: Any) -> bool:
+    """Whether calling it makes a coroutine; for an object with ``__call__`` that method decides."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(vars(type(function)).get("__call__"))
 
 
 def _mark(hook: Hook) -> Call:
@@ -146,7 +154,7 @@ def _before_async(inner: Call, hook: Hook) -> Call:
 
 def _after_async(inner: Call, hook: Hook) -> Call:
     call_hook = _mark(hook)
-    hook_is_async = inspect.iscoroutinefunction(hook.function)
+    hook_is_async = _is_coroutine_function(hook.function)
 
     async def after(*args: Any, **kwargs: Any) -> Any:
         result = await inner(*args, **kwargs)
@@ -193,20 +201,25 @@ def _at_first_next(call: Call) -> Call:
 
 
 def _at_first_anext(call: Call) -> Call:
+    """``yield from`` for asynchronous generators; what ``call`` returns need be no more than an async iterable."""
+
     async def generator(*args: Any, **kwargs: Any) -> Any:
-        inner = call(*args, **kwargs)
+        inner = aiter(call(*args, **kwargs))
         try:
-            value = await inner.__anext__()
+            value = await anext(inner)
             while True:
                 try:
                     sent = yield value
                 except GeneratorExit:
-                    await inner.aclose()
+                    if hasattr(inner, "aclose"):
+                        await inner.aclose()
                     raise
-                except BaseException as error:  # noqa: BLE001  (athrow hands whatever it is to the inner generator)
+                except BaseException as error:  # athrow hands whatever it is to the inner generator
+                    if not hasattr(inner, "athrow"):
+                        raise
                     value = await inner.athrow(error)
                 else:
-                    value = await inner.asend(sent)
+                    value = await (anext(inner) if sent is None else inner.asend(sent))
         except StopAsyncIteration:
             return
 

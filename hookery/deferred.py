@@ -17,8 +17,9 @@ from typing import Any
 class _NotifyingLoader:
     """Stands in for a module's loader until the module's code runs, then reports that it has run."""
 
-    def __init__(self, loader: Any, on_executed: Callable[[str], None]) -> None:
-        self._loader = loader
+    def __init__(self, spec: ModuleSpec, on_executed: Callable[[str], None]) -> None:
+        self._spec = spec
+        self._loader: Any = spec.loader
         self._on_executed = on_executed
 
     def __getattr__(self, name: str) -> Any:
@@ -27,6 +28,12 @@ class _NotifyingLoader:
     def create_module(self, spec: ModuleSpec) -> types.ModuleType | None:
         create: Callable[[ModuleSpec], types.ModuleType | None] = self._loader.create_module
         return create(spec)
+
+    def get_code(self, name: str) -> types.CodeType | None:
+        """Whoever asks for the code runs it as something else (``python -m`` does): not an import of this module."""
+        self._spec.loader = self._loader
+        code: types.CodeType | None = self._loader.get_code(name)
+        return code
 
     def exec_module(self, module: types.ModuleType) -> None:
         module.__loader__ = self._loader
@@ -51,7 +58,8 @@ class ImportWatcher:
         self._watched = modules
         if not modules:
             if self in sys.meta_path:
-                sys.meta_path.remove(self)
+                # A new list: taking it out of the old one would make an import under way elsewhere skip a finder.
+                sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
         elif not sys.meta_path or sys.meta_path[0] is not self:
             # First, so that no other finder takes a watched module before this one sees it.
             sys.meta_path[:] = [self, *(finder for finder in sys.meta_path if finder is not self)]
@@ -67,7 +75,7 @@ class ImportWatcher:
             spec = finder.find_spec(name, path, target)
             if spec is not None:
                 if hasattr(spec.loader, "exec_module"):
-                    spec.loader = _NotifyingLoader(spec.loader, self._on_executed)  # type: ignore[assignment]
+                    spec.loader = _NotifyingLoader(spec, self._on_executed)  # type: ignore[assignment]
                 return spec
         return None
 

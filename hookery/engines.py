@@ -9,7 +9,6 @@ Source: G. Dumpleton, wrapt documentation, "Wrappers, decorators and monkey patc
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -45,13 +44,18 @@ def _stand_in_class() -> type:
     return StandIn
 
 
+def prepare() -> None:
+    """Import what stand-ins are made of. Call it without any lock: an import may wait for another thread's."""
+    _stand_in_class()
+
+
 def make_stand_in(target: Target, chain: Chain) -> Any:
     """Return the object to be set at ``target``; calling it calls ``chain.call`` with the arguments that hooks see.
 
     wrapt hands over what a method is bound to (``self`` or ``cls``) apart from the arguments, or ``None`` where the
     caller passed everything itself; hooks see it as the first argument.
     """
-    if _binds(target.raw):
+    if target.binds:
 
         def wrapper(wrapped: Any, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if instance is None:
@@ -64,10 +68,3 @@ def make_stand_in(target: Target, chain: Chain) -> Any:
             return chain.call(*args, **kwargs)
 
     return _stand_in_class()(target.raw, wrapper)
-
-
-def _binds(raw: Any) -> bool:
-    """Whether looking ``raw`` up on an instance or class adds a first argument."""
-    if isinstance(raw, (staticmethod, types.MethodType, types.BuiltinFunctionType)):
-        return False
-    return hasattr(type(raw), "__get__")

@@ -7,16 +7,16 @@ rebound to the stand-in. Changing the hooks swaps what the stand-in calls, not t
 
 from __future__ import annotations
 
+import sys
 import threading
 import types
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from hookery import chain, engines, reach
-from hookery.hooks import Hook, HookState, HookType, HookWarning, TargetNotFoundError
-from hookery.targets import Target, TargetKind, resolve
+from hookery.hooks import Hook, HookState, HookType, TargetNotFoundError
+from hookery.targets import Target, TargetKind, may_concern, resolve
 
 lock = threading.RLock()
 
@@ -31,9 +31,10 @@ class Patch:
     holders: list[reach.Holder] = field(default_factory=list)
     superseded: bool = False  # a reload put another object at the name; this patch serves whoever kept the old one
     call: Callable[..., Any] = field(init=False)
+    passthrough: Callable[..., Any] = field(init=False)  # what the stand-in calls when no hook is left
 
     def __post_init__(self) -> None:
-        self.call = self.target.function
+        self.passthrough = self.call = self.target.function
         if not self.is_class:
             self.stand_in = engines.make_stand_in(self.target, self)
 
@@ -62,6 +63,17 @@ class Patch:
 
 
 _patches: list[Patch] = []
+_notes: list[str] = []  # what to warn about once the table is consistent and the lock free
+_returning: list[reach.Rebinding] = []  # stand-ins whose last hook left
+_changed_classes: list[Any] = []  # classes put at a target's name since the hooks on members last followed
+_left_behind: list[tuple[str, Hook]] = []  # hooks on members that the class standing there now does not have
+
+
+def take_notes() -> list[str]:
+    """What there is to warn about; the caller does so without holding the lock."""
+    notes = _notes.copy()
+    _notes.clear()
+    return notes
 
 
 def all_patches() -> list[Patch]:
@@ -86,7 +98,7 @@ def find(target: Target) -> Patch | None:
 
 
 def add(target: Target, hook: Hook) -> None:
-    """Put ``hook`` on ``target``. The stand-in goes to the target's own name; :func:`spread` does the other holders.
+    """Put ``hook`` on ``target``. The stand-in goes to the target's own name; :func:`settle` does the other holders.
 
     Raises:
         TypeError: the hook does not fit the target, or the target's owner cannot be changed. Nothing is changed then.
@@ -96,32 +108,48 @@ def add(target: Target, hook: Hook) -> None:
     if patch is None:
         patch = Patch(target)
         if not patch.is_class:
-            chain.build(target.function, [hook])
+            _chain(patch, [hook])
             _set(target, patch.stand_in, hook)
         _patches.append(patch)
-    else:
-        twin = next((h for h in patch.hooks if h.function is hook.function and h.type is hook.type), None)
-        if twin is not None:
-            if twin is not hook:
-                hook.state, hook.detail = (
-                    HookState.SKIPPED,
-                    f"the same hook is on this target already, as {twin.target}",
-                )
-            return
+    elif hook not in patch.hooks and not patch.is_class:
+        _chain(patch, [*patch.hooks, hook])
+    if hook not in patch.hooks:
+        patch.hooks.append(hook)
+    try:
+        refresh(patch)
+    except TypeError:
+        patch.hooks.remove(hook)
+        if not patch.hooks:
+            _patches.remove(patch)
+        raise
+
+
+def swap(older: Hook, newer: Hook) -> None:
+    """Let ``newer`` do what ``older`` does, on every target that it is on.
+
+    Raises:
+        TypeError: it does not fit one of them. Nothing is changed then.
+    """
+    hooked = patches_of(older)
+    for patch in hooked:
+        _check_fit(patch.target, newer)
         if not patch.is_class:
-            chain.build(patch.target.function, [*patch.hooks, hook])
-            own_globals = hook.own_globals()
-            if own_globals is not None and own_globals is not _globals_of(patch.target.owner):
-                reach.give_back(own_globals, patch.stand_in, patch.original)
-    patch.hooks.append(hook)
-    refresh(patch)
+            _chain(patch, [newer if hook is older else hook for hook in patch.hooks])
+    for patch in hooked:
+        patch.hooks = [newer if hook is older else hook for hook in patch.hooks]
+        refresh(patch)
 
 
-def _set(target: Target, value: Any, hook: Hook) -> None:
+def _chain(patch: Patch, hooks: list[Hook]) -> Callable[..., Any]:
+    return chain.build(patch.passthrough, hooks, like=patch.target.inspected)
+
+
+def _set(target: Target, value: Any, hook: Hook | None) -> None:
     try:
         setattr(target.owner, target.attribute, value)
-    except (AttributeError, TypeError) as error:
-        raise TypeError(f"{hook.describe()}: {target.name} cannot be replaced: {error}") from error
+    except Exception as error:  # a metaclass may refuse in any way it likes
+        what = target.name if hook is None else f"{hook.describe()}: {target.name}"
+        raise TypeError(f"{what} cannot be replaced: {error}") from error
 
 
 def _check_fit(target: Target, hook: Hook) -> None:
@@ -134,74 +162,85 @@ def _check_fit(target: Target, hook: Hook) -> None:
 
 
 def refresh(patch: Patch) -> None:
-    """Make the patch do what its hooks say: rebuild the chain, or put the winning replacement class in place."""
-    if patch.is_class:
-        _stand_class(patch)
-    else:
-        patch.call = chain.build(patch.target.function, patch.hooks)
-    replacements = [hook for hook in patch.hooks if hook.type is HookType.REPLACE]
+    """Make the patch do what its hooks say: rebuild the chain, or put the winning replacement class in place.
+
+    One function registered twice, by two registries or under two names of the target, is one hook: the first counts.
+    """
+    first: dict[tuple[int, HookType], Hook] = {}
+    for hook in sorted(patch.hooks, key=lambda hook: hook.order):
+        first.setdefault((id(hook.function), hook.type), hook)
+    active = list(first.values())
+    replacements = [hook for hook in active if hook.type is HookType.REPLACE]
     winner = max(replacements, key=chain.replacement_order, default=None)
+    if patch.is_class:
+        _stand_class(patch, winner)
+    else:
+        patch.call = _sparing_own_modules(patch, _chain(patch, active))
     for hook in patch.hooks:
-        hook.engine = patch.engine
-        hook.detail = ""
-        hook.state = HookState.APPLIED
-        if hook.type is HookType.REPLACE and hook is not winner and winner is not None:
-            hook.state = HookState.SKIPPED
-            hook.detail = f"outranked by {winner.function_name}"
-            warnings.warn(
-                f"two REPLACE hooks on {patch.target.name}: {winner.function_name} ({winner.source}) wins over"
-                f" {hook.function_name} ({hook.source})",
-                HookWarning,
-                stacklevel=2,
-            )
+        before, hook.state, hook.detail, hook.engine = hook.state, HookState.APPLIED, "", patch.engine
+        twin = first[id(hook.function), hook.type]
+        if twin is not hook:
+            hook.state, hook.detail = HookState.SKIPPED, f"the same hook is on this target already, as {twin.target}"
+        elif hook.type is HookType.REPLACE and hook is not winner and winner is not None:
+            hook.state, hook.detail = HookState.SKIPPED, f"outranked by {winner.function_name}"
+            if before is not HookState.SKIPPED:
+                _notes.append(
+                    f"two REPLACE hooks on {patch.target.name}: {winner.function_name} ({winner.source}) wins over"
+                    f" {hook.function_name} ({hook.source})"
+                )
 
 
-def _stand_class(patch: Patch) -> None:
-    winner = max(patch.hooks, key=chain.replacement_order, default=None)
+def _sparing_own_modules(patch: Patch, call: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook's module that imports the target after it was hooked is given the original, before the first call."""
+
+    def first_call(*args: Any, **kwargs: Any) -> Any:
+        if lock.acquire(blocking=False):  # not at once possible: then at the next call
+            try:
+                _spare_own_modules(patch)
+                if patch.call is first_call:
+                    patch.call = call
+            finally:
+                lock.release()
+        return call(*args, **kwargs)
+
+    return first_call
+
+
+def _spare_own_modules(patch: Patch) -> None:
+    for hook in patch.hooks:
+        own_globals = hook.own_globals()
+        if own_globals is not None and own_globals is not _globals_of(patch.target.owner):
+            reach.give_back(own_globals, patch.stand_in, patch.original)
+
+
+def _stand_class(patch: Patch, winner: Hook | None) -> None:
     old = patch.original if patch.stand_in is None else patch.stand_in
     new = patch.original if winner is None else winner.function
     if new is old:
         return
-    if patch.standing is not old:
-        if not patch.superseded:
-            _report_foreign(patch)
-    else:
-        setattr(patch.target.owner, patch.target.attribute, new)
+    if patch.standing is old:
+        _set(patch.target, new, winner)
+    elif not patch.superseded:
+        _report_foreign(patch)
     for holder in patch.holders:
         if holder.namespace.get(holder.name) is old:
             holder.namespace[holder.name] = new
     patch.stand_in = None if new is patch.original else new
-    _move_members(patch, old)
+    _changed_classes.append(new)
 
 
-def _move_members(class_patch: Patch, old_class: Any) -> None:
-    """Take the hooks on members of ``old_class`` to the class that stands at its name now."""
-    prefix = class_patch.target.qualname + "."
-    for patch in all_patches():
-        target = patch.target
-        if (
-            target.owner is not old_class
-            or target.module != class_patch.target.module
-            or not target.qualname.startswith(prefix)
-        ):
-            continue
-        hooks = list(patch.hooks)
-        remove(patch, hooks)
-        try:
-            moved = resolve(target.name)
-            for hook in hooks:
-                if isinstance(moved, Target):
-                    add(moved, hook)
-                else:
-                    hook.state, hook.detail = HookState.PENDING, moved.why
-        except (TargetNotFoundError, TypeError) as error:
-            for hook in hooks:
-                hook.state, hook.detail = HookState.MISSED, str(error)
-            warnings.warn(f"hooks lost with the class they were on: {error}", HookWarning, stacklevel=2)
+def settle() -> None:
+    """After any change: one pass over the loaded modules rebinds what has to be, and hooks on members follow the
+    classes that were put at or taken from a target's name."""
+    _rebind()
+    while _changed_classes:
+        classes = _changed_classes.copy()
+        _changed_classes.clear()
+        if _follow(classes):
+            _rebind()
 
 
-def spread() -> None:
-    """Rebind the module globals that hold an original, for all patches, in one pass over the loaded modules."""
+def _rebind() -> None:
     patch_of: dict[int, Patch] = {}
     wishes: list[reach.Rebinding] = []
     for patch in _patches:
@@ -209,8 +248,49 @@ def spread() -> None:
             spared = {id(found) for hook in patch.hooks if (found := hook.own_globals()) is not None}
             wishes.append(reach.Rebinding(patch.original, patch.stand_in, spared))
             patch_of[id(patch.original)] = patch
-    for wish, holder in reach.rebind(wishes):
-        patch_of[id(wish.old)].holders.append(holder)
+            if not patch.is_class:
+                _spare_own_modules(patch)
+    returning = [wish for wish in _returning if id(wish.old) not in patch_of]
+    _returning.clear()
+    for wish, holder in reach.rebind([*wishes, *returning]):
+        if id(wish.old) in patch_of:
+            patch_of[id(wish.old)].holders.append(holder)
+
+
+def _follow(classes: list[Any]) -> bool:
+    """Take the hooks on members to the classes that stand at their targets' names now; whether any had to move."""
+    homeless = _left_behind.copy()
+    _left_behind.clear()
+    for patch in all_patches():
+        path = [] if patch.superseded or isinstance(patch.target.owner, types.ModuleType) else _path(patch.target)
+        if any(step is new for step in path for new in classes) and path[-1] is not patch.target.owner:
+            homeless.extend((patch.target.name, hook) for hook in patch.hooks)
+            remove(patch, patch.hooks)
+    for name, hook in homeless:
+        if hook.state is HookState.REVERTED:
+            continue
+        try:
+            found = resolve(name)
+            if isinstance(found, Target):
+                add(found, hook)
+            else:
+                hook.state, hook.detail = HookState.PENDING, found.why
+        except (TargetNotFoundError, TypeError) as error:
+            if hook.detail != str(error):
+                _notes.append(f"{hook.function_name} will not run: {error}")
+            hook.state, hook.detail = HookState.MISSED, str(error)
+            _left_behind.append((name, hook))
+    return bool(homeless)
+
+
+def _path(target: Target) -> list[Any]:
+    """The classes that the target's name leads through, as they stand now."""
+    step: Any = sys.modules.get(target.module)
+    path: list[Any] = []
+    for part in target.qualname.split(".")[:-1]:
+        step = vars(step).get(part) if hasattr(step, "__dict__") else None
+        path.append(step)
+    return path
 
 
 def supersede(module: str) -> list[Hook]:
@@ -220,17 +300,35 @@ def supersede(module: str) -> list[Hook]:
     """
     orphans: list[Hook] = []
     for patch in _patches:
-        if patch.target.module != module or patch.superseded:
+        if patch.superseded:
             continue
-        try:
-            now = resolve(patch.target.name, completed=module)
-        except (TargetNotFoundError, TypeError):
-            now = None
-        if isinstance(now, Target) and now.owner is patch.target.owner and now.raw is patch.stand_in:
-            continue
-        patch.superseded = True
-        orphans.extend(hook for hook in patch.hooks if hook not in orphans)
+        if patch.target.module == module and _found_by(patch.target.name, module) is not patch:
+            patch.superseded = True
+            orphans.extend(hook for hook in patch.hooks if hook not in orphans)
+        elif patch.target.module != module:
+            # A hook may name its target by another module than the one where it stands.
+            orphans.extend(
+                hook
+                for hook in patch.hooks
+                if hook not in orphans
+                and may_concern(hook.target, module)
+                and _found_by(hook.target, module) not in (patch, _ELSEWHERE)
+            )
     return orphans
+
+
+_ELSEWHERE: Any = object()
+
+
+def _found_by(name: str, module: str) -> Any:
+    """The patch that ``name`` leads to in ``module``, ``None`` if what stands there is not patched."""
+    try:
+        now = resolve(name, completed=module)
+    except (TargetNotFoundError, TypeError):
+        return None
+    if not isinstance(now, Target):
+        return None
+    return find(now) if now.module == module else _ELSEWHERE
 
 
 def remove(patch: Patch, hooks: list[Hook]) -> None:
@@ -240,9 +338,9 @@ def remove(patch: Patch, hooks: list[Hook]) -> None:
         refresh(patch)
         return
     if patch.is_class:
-        _stand_class(patch)
+        _stand_class(patch, None)
     else:
-        patch.call = patch.target.function  # whoever kept the stand-in passes straight through
+        patch.call = patch.passthrough  # whoever kept the stand-in passes straight through
         _restore(patch)
     if patch in _patches:
         _patches.remove(patch)
@@ -260,14 +358,14 @@ def _restore(patch: Patch) -> None:
     for holder in patch.holders:
         if holder.namespace.get(holder.name) is patch.stand_in:
             holder.namespace[holder.name] = patch.original
+    if patch.rebinds:
+        _returning.append(reach.Rebinding(patch.stand_in, patch.original))
 
 
 def _report_foreign(patch: Patch) -> None:
-    warnings.warn(
+    _notes.append(
         f"{patch.target.name} was patched by somebody else after hookery ({patch.standing!r} stands there);"
-        " that patch is left alone, and what hookery put there passes straight through",
-        HookWarning,
-        stacklevel=2,
+        " that patch is left alone, and what hookery put there passes straight through"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -136,14 +137,15 @@ def _load(plugin: _Plugin, registry: HookRegistry) -> None:
     before = len(declarations)
     try:
         plugin.load()
-        # Decorators run once per import: a module that was imported before declares what it declared then.
+        # Decorators run once per import: what was imported before declares again what it declared then.
         for declaration in declarations[:before]:
-            module = getattr(declaration.function, "__module__", None) or ""
-            if module == plugin.module or module.startswith(plugin.module + "."):
+            module = declaration.module
+            if declaration.source == plugin.source or f"{module}.".startswith(f"{plugin.module}."):
                 declaration.register(registry)
     except (Exception, SystemExit) as error:
         registry.discard(plugin.source)
-        del declarations[before:]
+        # A module that failed runs its decorators again at the next attempt; one that stands imported does not.
+        declarations[before:] = [made for made in declarations[before:] if made.module in sys.modules]
         raise PluginError(f"plugin {plugin.source} failed to load: {type(error).__name__}: {error}") from error
     finally:
         registry_module._loading.reset(token)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextvars
 import os
+import sys
 import types
 import warnings
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from hookery import patches
+from hookery import engines, patches
 from hookery.deferred import ImportWatcher, modules_to_watch
 from hookery.hooks import (
     Hook,
@@ -46,7 +46,6 @@ class HookRegistry:
         self.counting = os.environ.get("HOOKERY_COUNT") == "1" if counting is None else counting
         self.loaded_plugins: set[tuple[str, str]] = set()
         self._hooks: list[Hook] = []
-        _registries.add(self)
 
     def register(
         self,
@@ -103,11 +102,17 @@ class HookRegistry:
                     older.source = source  # its module was imported before the plugin that it belongs to was loaded
                 return older
             if older is not None:
-                if older.state is not HookState.REVERTED:
-                    new.order = older.order
-                    self._take_off([older])
                 self._hooks.remove(older)
             self._hooks.append(new)
+            _registries.setdefault(self)
+            if older is not None and older.state is not HookState.REVERTED:
+                new.order, new.state, new.detail = older.order, older.state, older.detail
+                try:
+                    patches.swap(older, new)
+                except TypeError:  # what it has become does not fit; applying says so
+                    self._take_off([older])
+                    new.state = HookState.PENDING
+                patches.settle()
             return new
 
     def apply_hooks(self, *, strict: bool = False, eager: bool = False) -> None:
@@ -137,22 +142,25 @@ class HookRegistry:
         """
         failures: list[Failure] = []
         with patches.lock:
-            waiting = [hook for hook in self._hooks if hook.state in (HookState.PENDING, HookState.MISSED)]
+            waiting = [hook for hook in self._hooks if hook.state in _WAITING]
         resolved: list[tuple[Hook, Target]] = []
+        notes: list[str] = []
         for hook in waiting:
-            outcome = self._resolve(hook, eager=eager, completed=completed)
+            outcome = self._resolve(hook, notes, eager=eager, completed=completed)
             if isinstance(outcome, Target):
                 resolved.append((hook, outcome))
             elif isinstance(outcome, Exception) and (strict or not isinstance(outcome, TargetNotFoundError)):
                 failures.append((hook.source, outcome))
+        if resolved:
+            engines.prepare()
         with patches.lock:
             # Classes first, outermost first: a member hook belongs to whichever class stands at the name.
             resolved.sort(key=lambda pair: _class_depth(pair[1]))
             failed = {source for source, _ in failures}
             a_class_was_replaced = False
             for hook, target in resolved:
-                if hook.source in failed or hook not in self._hooks:
-                    continue
+                if hook.source in failed or hook not in self._hooks or hook.state not in _WAITING:
+                    continue  # another thread was faster, or took it back
                 try:
                     if a_class_was_replaced:
                         again = resolve(hook.target, completed=completed)
@@ -165,25 +173,36 @@ class HookRegistry:
             for source in failed:
                 first = next(failure for failing, failure in failures if failing == source)
                 self._undo(source, f"its source was undone: {first}")
-            patches.spread()
+            if resolved or completed is None:
+                patches.settle()
             watch_imports()
+            notes += patches.take_notes()
+        _warn(notes, inside_import=completed is not None)
         return failures
 
-    def _resolve(self, hook: Hook, *, eager: bool, completed: str | None) -> Target | Exception | None:
+    def _resolve(
+        self, hook: Hook, notes: list[str], *, eager: bool, completed: str | None
+    ) -> Target | Exception | None:
         """The hook's target, the error that stands in the way, or ``None`` while it has to wait."""
         try:
             outcome = resolve(hook.target, eager=eager, completed=completed)
         except TargetNotFoundError as error:
             if hook.detail != str(error):
-                hook.state, hook.detail = HookState.MISSED, str(error)
-                warnings.warn(f"{hook.function_name} will not run: {error}", HookWarning, stacklevel=4)
+                notes.append(f"{hook.function_name} will not run: {error}")
+            self._still_waits(hook, HookState.MISSED, str(error))
             return error
         except Exception as error:  # noqa: BLE001  (an eager import runs other people's code; the caller reports it)
             return error
         if isinstance(outcome, Pending):
-            hook.state, hook.detail = HookState.PENDING, outcome.why
+            self._still_waits(hook, HookState.PENDING, outcome.why)
             return None
         return outcome
+
+    @staticmethod
+    def _still_waits(hook: Hook, state: HookState, why: str) -> None:
+        with patches.lock:
+            if hook.state in _WAITING:  # else another thread has applied it or taken it back meanwhile
+                hook.state, hook.detail = state, why
 
     def revert(self, target: str | None = None, source: HookSource | str | None = None) -> None:
         """Take hooks back, in any order: those on ``target``, those of ``source``, both, or all.
@@ -198,12 +217,14 @@ class HookRegistry:
         Raises:
             HookError: a target or source was named and no hook is registered for it.
         """
+        place = None if target is None else _place(target)
         with patches.lock:
+            patch = None if place is None else patches.find(place)
             chosen = [
                 hook
                 for hook in self._hooks
                 if hook.state is not HookState.REVERTED
-                and (target is None or _names(hook, target))
+                and (target is None or _names(hook, target) or (patch is not None and hook in patch.hooks))
                 and (source is None or source in (hook.source, hook.source.name, hook.source.distribution))
             ]
             if not chosen and (target is not None or source is not None):
@@ -212,14 +233,24 @@ class HookRegistry:
             self._take_off(chosen)
             for hook in chosen:
                 hook.state, hook.detail = HookState.REVERTED, ""
-            watch_imports()
+            self._after_removal()
+            notes = patches.take_notes()
+        _warn(notes)
+
+    def _after_removal(self) -> None:
+        patches.settle()
+        watch_imports()
+        if all(hook.state is HookState.REVERTED for hook in self._hooks):
+            _registries.pop(self, None)
 
     def reset(self) -> None:
         """Revert everything, forget all hooks and forget which plugins were loaded."""
-        with patches.lock:
+        try:
             self.revert()
-            self._hooks.clear()
-            self.loaded_plugins.clear()
+        finally:
+            with patches.lock:
+                self._hooks.clear()
+                self.loaded_plugins.clear()
 
     def discard(self, source: HookSource) -> None:
         """Forget the hooks of ``source`` as if they had not been registered: its loading failed."""
@@ -227,15 +258,16 @@ class HookRegistry:
             gone = [hook for hook in self._hooks if hook.source == source]
             self._take_off(gone)
             self._hooks = [hook for hook in self._hooks if hook not in gone]
+            self._after_removal()
 
     def applied_hooks(self) -> list[HookRecord]:
         """Every hook of this registry, in the order of registration, as it stands now."""
         with patches.lock:
             return [HookRecord.of(hook) for hook in sorted(self._hooks, key=lambda hook: hook.order)]
 
-    def waiting_targets(self) -> list[str]:
-        """The targets of the hooks that wait for an import."""
-        return [hook.target for hook in self._hooks if hook.state in (HookState.PENDING, HookState.MISSED)]
+    def live_targets(self) -> list[str]:
+        """The targets of all hooks that were not taken back."""
+        return [hook.target for hook in self._hooks if hook.state is not HookState.REVERTED]
 
     def reapply(self, orphans: list[Hook], module: str) -> None:
         """Apply again what a reload of ``module`` has thrown off."""
@@ -248,7 +280,8 @@ class HookRegistry:
         self._take_off(undone)
         for hook in undone:
             if hook.state is not HookState.MISSED:
-                hook.state, hook.detail = HookState.REVERTED, why
+                hook.detail = why
+            hook.state = HookState.REVERTED
 
     def _take_off(self, hooks: list[Hook]) -> None:
         for patch in patches.all_patches():
@@ -256,7 +289,9 @@ class HookRegistry:
                 patches.remove(patch, hooks)
 
 
-_registries: weakref.WeakSet[HookRegistry] = weakref.WeakSet()
+_WAITING = (HookState.PENDING, HookState.MISSED)
+# Those that have hooks: patches outlive whoever forgets his registry, and a reload has to hook again.
+_registries: dict[HookRegistry, None] = {}
 _orders = iter(range(1, 2**62))
 
 
@@ -278,6 +313,15 @@ def _names(hook: Hook, target: str) -> bool:
     if _plain(hook.target) == _plain(target):
         return True
     return any(_plain(patch.target.name) == _plain(target) for patch in patches.patches_of(hook))
+
+
+def _place(target: str) -> Target | None:
+    """Where a target's name leads now, if anywhere."""
+    try:
+        found = resolve(target)
+    except (HookError, TypeError):
+        return None
+    return found if isinstance(found, Target) else None
 
 
 def _is_same(one: Hook, other: Hook) -> bool:
@@ -307,12 +351,22 @@ def _on_executed(module: str) -> None:
         for registry in live:
             registry.reapply(orphans, module)
     for registry in live:
-        for source, error in registry.apply_pending(completed=module):
-            warnings.warn(
-                f"hooks of {source} were taken back while {module} was imported: {error}",
-                HookWarning,
-                stacklevel=2,
-            )
+        failures = registry.apply_pending(completed=module)
+        _warn(
+            [f"hooks of {source} were taken back while {module} was imported: {error}" for source, error in failures],
+            inside_import=True,
+        )
+
+
+def _warn(notes: list[str], *, inside_import: bool = False) -> None:
+    """Warn without any lock held. Where warnings are errors they are printed inside an import, which must not fail."""
+    for note in notes:
+        try:
+            warnings.warn(note, HookWarning, stacklevel=3)
+        except HookWarning:
+            if not inside_import:
+                raise
+            print(f"{HookWarning.__name__}: {note}", file=sys.stderr)
 
 
 _watcher = ImportWatcher(_on_executed)
@@ -322,7 +376,7 @@ def watch_imports() -> None:
     """Watch the modules that pending targets wait for, and those of applied ones (a reload has to hook them again)."""
     modules = {patch.target.module for patch in patches.all_patches()}
     for registry in list(_registries):
-        for target in registry.waiting_targets():
+        for target in registry.live_targets():
             modules.update(modules_to_watch(target))
     _watcher.watch(frozenset(modules))
 
@@ -348,6 +402,11 @@ class Declaration:
     priority: int
     reason: str | None
     count: bool | None
+    source: HookSource | None  # the plugin that was being loaded
+
+    @property
+    def module(self) -> str:
+        return getattr(self.function, "__module__", None) or ""
 
     def register(self, registry: HookRegistry) -> None:
         registry.register(
@@ -381,8 +440,9 @@ def plugin_hook(
     """
 
     def decorate(function: F) -> F:
-        declaration = Declaration(target, function, type, priority, reason, count)
         loading = _loading.get()
+        source = loading.source if loading else None
+        declaration = Declaration(target, function, type, priority, reason, count, source)
         declaration.register(loading.registry if loading else registry)
         declarations.append(declaration)
         return function

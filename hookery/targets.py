@@ -14,7 +14,7 @@ import importlib.util
 import pkgutil
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +53,47 @@ class Target:
         return f"{self.module}:{self.qualname}"
 
     @property
-    def function(self) -> Any:
-        """The callable behind the descriptor: what ``original_fn`` calls when nothing is replaced."""
-        if self.kind in (TargetKind.CLASSMETHOD, TargetKind.STATICMETHOD):
-            return self.raw.__func__
-        return self.raw
+    def binds(self) -> bool:
+        """Whether looking it up on an instance or class adds a first argument, which hooks see as ``args[0]``."""
+        if isinstance(self.raw, (staticmethod, types.MethodType, types.BuiltinFunctionType)):
+            return False
+        return hasattr(type(self.raw), "__get__")
+
+    @property
+    def inspected(self) -> Any:
+        """The function that says whether the target is a coroutine function or a generator function."""
+        return self.raw.__func__ if self.kind in (TargetKind.CLASSMETHOD, TargetKind.STATICMETHOD) else self.raw
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What ``original_fn`` calls when nothing is replaced; it takes the arguments that hooks of this target see."""
+        raw, owner = self.raw, self.owner
+        function: Callable[..., Any] = raw
+        if self.inherited:
+            function = self._next_in_line()
+        elif issubclass(type(raw), (classmethod, staticmethod)):
+            function = raw.__func__
+        # Else somebody's wrapper may look like the descriptor it wraps: only binding it reaches the wrapper.
+        elif self.kind is TargetKind.STATICMETHOD:
+            function = lambda *args, **kwargs: raw.__get__(None, owner)(*args, **kwargs)  # noqa: E731
+        elif self.kind is TargetKind.CLASSMETHOD:
+            function = lambda cls, /, *args, **kwargs: raw.__get__(None, cls)(*args, **kwargs)  # noqa: E731
+        return function
+
+    def _next_in_line(self) -> Callable[..., Any]:
+        """Call what ``super()`` finds behind the owner at that moment: hooks on the base class run whenever they were
+        applied, and where the owner is one of several bases the next one in line is not skipped."""
+        raw, owner, attribute = self.raw, self.owner, self.attribute
+
+        def of_class(*args: Any, **kwargs: Any) -> Any:
+            return getattr(super(owner, owner), attribute)(*args, **kwargs)
+
+        def of_first(first: Any, /, *args: Any, **kwargs: Any) -> Any:
+            if not isinstance(first, owner) and not (isinstance(first, type) and issubclass(first, owner)):
+                return raw(first, *args, **kwargs)  # called on the class, with something else as self
+            return getattr(super(owner, first), attribute)(*args, **kwargs)
+
+        return of_first if self.binds else of_class
 
 
 @dataclass(frozen=True)
@@ -107,37 +143,48 @@ def resolve(name: str, *, eager: bool = False, completed: str | None = None) -> 
     split = _split(name, eager=eager, completed=completed)
     if isinstance(split, Pending):
         return split
-    module, parts = split
-    namespace = vars(module)
-    if parts[0] not in namespace and "__getattr__" in namespace and not eager:
-        return Pending(module.__name__, f"{module.__name__} has not bound {parts[0]!r} yet (it is a lazy attribute)")
-    owner = _owner(name, module, parts)
-    return _at(name, module.__name__, parts, owner)
+    module_name, module, parts = split
+    if parts[0] not in vars(module) and not eager and _is_lazy(module):
+        return Pending(module_name, f"{module_name} has not bound {parts[0]!r} yet (it is a lazy attribute)")
+    real_name = getattr(module, "__name__", None)
+    if sys.modules.get(real_name or "") is module:
+        module_name = str(real_name)  # posixpath, for os.path: a reload of the module goes by that name
+    owner = _owner(name, module_name, module, parts)
+    return _at(name, module_name, parts, owner)
 
 
-def _split(name: str, *, eager: bool, completed: str | None) -> tuple[types.ModuleType, list[str]] | Pending:
-    """Find where the module part of ``name`` ends."""
+def _is_lazy(module: types.ModuleType) -> bool:
+    """Whether the module makes attributes when they are asked for: by its own ``__getattr__`` or its class's."""
+    return "__getattr__" in vars(module) or any("__getattr__" in vars(base) for base in type(module).__mro__)
+
+
+def _split(name: str, *, eager: bool, completed: str | None) -> tuple[str, types.ModuleType, list[str]] | Pending:
+    """Find where the module part of ``name`` ends: the module's name, the module, and the rest of the name."""
     module_name, colon, qualname = name.partition(":")
     parts = module_name.split(".")
     if colon:
         found = _import_or_wait(name, module_name, eager=eager, completed=completed)
-        return found if isinstance(found, Pending) else (found, qualname.split("."))
-    found = _import_or_wait(name, parts[0], eager=eager, completed=completed)
-    taken = 1
-    while not isinstance(found, Pending) and taken < len(parts) - 1:
-        submodule_name = f"{found.__name__}.{parts[taken]}"
+        return found if isinstance(found, Pending) else (module_name, found, qualname.split("."))
+    module_name, taken = parts[0], 1
+    while True:
+        submodule_name = f"{module_name}.{parts[taken]}"
+        more = taken < len(parts) - 1
+        parent = sys.modules.get(module_name)
+        if parent is not None and more and sys.modules.get(submodule_name) is not None:
+            module_name, taken = submodule_name, taken + 1  # whether the parent's own body has finished matters not
+            continue
+        found = _import_or_wait(name, module_name, eager=eager, completed=completed)
+        if isinstance(found, Pending):
+            # An attribute may stand in a package whose body has not finished, so that is what the target waits for.
+            return found
+        if not more:
+            return module_name, found, parts[taken:]
         value = vars(found).get(parts[taken])
-        is_module = submodule_name in sys.modules or isinstance(value, types.ModuleType)
-        if not is_module and (value is not None or not _has_spec(found, submodule_name)):
-            break
-        if isinstance(value, types.ModuleType) and submodule_name not in sys.modules:
+        if isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value:
             submodule_name = value.__name__  # a module under another name, such as os.path
-        found = _import_or_wait(name, submodule_name, eager=eager, completed=completed)
-        taken += 1
-    if isinstance(found, Pending):
-        # An attribute may stand in a package whose body has not finished, so that is what the target waits for.
-        return found
-    return found, parts[taken:]
+        elif value is not None or not _has_spec(found, submodule_name):
+            return module_name, found, parts[taken:]
+        module_name, taken = submodule_name, taken + 1
 
 
 def _import_or_wait(name: str, module_name: str, *, eager: bool, completed: str | None) -> types.ModuleType | Pending:
@@ -186,17 +233,15 @@ def _spec_exists(module_name: str) -> bool:
         return False
 
 
-def _owner(name: str, module: types.ModuleType, parts: list[str]) -> Any:
+def _owner(name: str, module_name: str, module: types.ModuleType, parts: list[str]) -> Any:
     """The module or class that holds the last part; a name that passes through an instance means its class."""
-    if len(parts) == 1:
-        return module
     try:
-        owner = pkgutil.resolve_name(f"{module.__name__}:{'.'.join(parts[:-1])}")
+        owner = module if len(parts) == 1 else pkgutil.resolve_name(f"{module_name}:{'.'.join(parts[:-1])}")
     except AttributeError:
         holder: Any = module
         for position, part in enumerate(parts[:-1]):
             if not hasattr(holder, part):
-                where = ".".join([module.__name__, *parts[:position]])
+                where = ".".join([module_name, *parts[:position]])
                 raise _not_found(name, part, where, _names_in(holder)) from None
             holder = getattr(holder, part)
         raise
