@@ -21,6 +21,7 @@ from hookery.hooks import (
     HookState,
     HookType,
     HookWarning,
+    MissedHookWarning,
     PluginError,
     TargetNotFoundError,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "HookState",
     "HookType",
     "HookWarning",
+    "MissedHookWarning",
     "PluginError",
     "TargetNotFoundError",
     "applied_hooks",

@@ -152,3 +152,7 @@ class PluginError(HookError):
 
 class HookWarning(UserWarning):
     """A hook or a plugin that will not run as asked, where the program goes on."""
+
+
+class MissedHookWarning(HookWarning):
+    """A hook that will not run because its target does not exist."""

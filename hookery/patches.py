@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hookery import chain, engines, reach
-from hookery.hooks import Hook, HookState, HookType, TargetNotFoundError
+from hookery.hooks import Hook, HookState, HookType, HookWarning, MissedHookWarning, TargetNotFoundError
 from hookery.targets import Target, TargetKind, may_concern, resolve
 
 lock = threading.RLock()
@@ -63,13 +63,13 @@ class Patch:
 
 
 _patches: list[Patch] = []
-_notes: list[str] = []  # what to warn about once the table is consistent and the lock free
+_notes: list[HookWarning] = []  # what to warn about once the table is consistent and the lock free
 _returning: list[reach.Rebinding] = []  # stand-ins whose last hook left
 _changed_classes: list[Any] = []  # classes put at a target's name since the hooks on members last followed
 _left_behind: list[tuple[str, Hook]] = []  # hooks on members that the class standing there now does not have
 
 
-def take_notes() -> list[str]:
+def take_notes() -> list[HookWarning]:
     """What there is to warn about; the caller does so without holding the lock."""
     notes = _notes.copy()
     _notes.clear()
@@ -185,8 +185,10 @@ def refresh(patch: Patch) -> None:
             hook.state, hook.detail = HookState.SKIPPED, f"outranked by {winner.function_name}"
             if before is not HookState.SKIPPED:
                 _notes.append(
-                    f"two REPLACE hooks on {patch.target.name}: {winner.function_name} ({winner.source}) wins over"
-                    f" {hook.function_name} ({hook.source})"
+                    HookWarning(
+                        f"two REPLACE hooks on {patch.target.name}: {winner.function_name} ({winner.source}) wins over"
+                        f" {hook.function_name} ({hook.source})"
+                    )
                 )
 
 
@@ -277,7 +279,7 @@ def _follow(classes: list[Any]) -> bool:
                 hook.state, hook.detail = HookState.PENDING, found.why
         except (TargetNotFoundError, TypeError) as error:
             if hook.detail != str(error):
-                _notes.append(f"{hook.function_name} will not run: {error}")
+                _notes.append(MissedHookWarning(f"{hook.function_name} will not run: {error}"))
             hook.state, hook.detail = HookState.MISSED, str(error)
             _left_behind.append((name, hook))
     return bool(homeless)
@@ -364,8 +366,10 @@ def _restore(patch: Patch) -> None:
 
 def _report_foreign(patch: Patch) -> None:
     _notes.append(
-        f"{patch.target.name} was patched by somebody else after hookery ({patch.standing!r} stands there);"
-        " that patch is left alone, and what hookery put there passes straight through"
+        HookWarning(
+            f"{patch.target.name} was patched by somebody else after hookery ({patch.standing!r} stands there);"
+            " that patch is left alone, and what hookery put there passes straight through"
+        )
     )
 
 

@@ -26,6 +26,7 @@ from hookery.hooks import (
     HookState,
     HookType,
     HookWarning,
+    MissedHookWarning,
     TargetNotFoundError,
 )
 from hookery.listing import HookRecord
@@ -144,7 +145,7 @@ class HookRegistry:
         with patches.lock:
             waiting = [hook for hook in self._hooks if hook.state in _WAITING]
         resolved: list[tuple[Hook, Target]] = []
-        notes: list[str] = []
+        notes: list[HookWarning] = []
         for hook in waiting:
             outcome = self._resolve(hook, notes, eager=eager, completed=completed)
             if isinstance(outcome, Target):
@@ -177,18 +178,20 @@ class HookRegistry:
                 patches.settle()
             watch_imports()
             notes += patches.take_notes()
+        if strict:  # the caller hears of it as an error
+            notes = [note for note in notes if not isinstance(note, MissedHookWarning)]
         _warn(notes, inside_import=completed is not None)
         return failures
 
     def _resolve(
-        self, hook: Hook, notes: list[str], *, eager: bool, completed: str | None
+        self, hook: Hook, notes: list[HookWarning], *, eager: bool, completed: str | None
     ) -> Target | Exception | None:
         """The hook's target, the error that stands in the way, or ``None`` while it has to wait."""
         try:
             outcome = resolve(hook.target, eager=eager, completed=completed)
         except TargetNotFoundError as error:
             if hook.detail != str(error):
-                notes.append(f"{hook.function_name} will not run: {error}")
+                notes.append(MissedHookWarning(f"{hook.function_name} will not run: {error}"))
             self._still_waits(hook, HookState.MISSED, str(error))
             return error
         except Exception as error:  # noqa: BLE001  (an eager import runs other people's code; the caller reports it)
@@ -352,21 +355,22 @@ def _on_executed(module: str) -> None:
             registry.reapply(orphans, module)
     for registry in live:
         failures = registry.apply_pending(completed=module)
-        _warn(
-            [f"hooks of {source} were taken back while {module} was imported: {error}" for source, error in failures],
-            inside_import=True,
-        )
+        notes = [
+            HookWarning(f"hooks of {source} were taken back while {module} was imported: {error}")
+            for source, error in failures
+        ]
+        _warn(notes, inside_import=True)
 
 
-def _warn(notes: list[str], *, inside_import: bool = False) -> None:
+def _warn(notes: list[HookWarning], *, inside_import: bool = False) -> None:
     """Warn without any lock held. Where warnings are errors they are printed inside an import, which must not fail."""
     for note in notes:
         try:
-            warnings.warn(note, HookWarning, stacklevel=3)
+            warnings.warn(note, stacklevel=3)
         except HookWarning:
             if not inside_import:
                 raise
-            print(f"{HookWarning.__name__}: {note}", file=sys.stderr)
+            print(f"{type(note).__name__}: {note}", file=sys.stderr)
 
 
 _watcher = ImportWatcher(_on_executed)

@@ -35,12 +35,10 @@ def run_scheduler_process(server_args: ServerArgs, pipe: connection.Connection) 
 def _serve(server_args: ServerArgs, channel: Channel[ToScheduler]) -> None:
     from runtime.plugins import bootstrap
 
-    bootstrap.load_process_plugins(server_args.plugins)
-    bootstrap.resolve_platform()
-    from runtime.managers import scheduler
+    with bootstrap.building(server_args.plugins):
+        from runtime.managers import scheduler
 
-    served = scheduler.Scheduler(server_args, channel)
-    bootstrap.apply_remaining_hooks()
+        served = scheduler.Scheduler(server_args, channel)
     channel.send(SchedulerReady(served.limits))
     served.event_loop()
 

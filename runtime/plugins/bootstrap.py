@@ -7,7 +7,9 @@ process, because a hook that silently does not run is worse than no service.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import hookery
 
@@ -26,22 +28,30 @@ def load_process_plugins(modules: Sequence[str]) -> None:
     hookery.load_plugins(modules=modules, strict=True)
 
 
-def resolve_platform() -> None:
-    """Choose the platform, and apply the hooks that name it as `runtime.platforms.current_platform`.
+@contextmanager
+def building(modules: Sequence[str]) -> Iterator[None]:
+    """Load the plugins, then let the body import and build what the process runs; every hook must have found its
+    target, or still wait for its module, when the body ends.
 
     Raises:
+        hookery.HookError: as `load_process_plugins`; or a hook's target does not exist, the platform's included.
         PlatformError: no platform can be chosen.
-        hookery.HookError: a hook on the platform cannot be applied.
     """
-    from runtime.platforms import current_platform  # noqa: F401  (the first access chooses it)
+    load_process_plugins(modules)
+    with warnings.catch_warnings():
+        # A target that turns out to be missing while the body imports is raised at the end; once is enough.
+        warnings.simplefilter("ignore", hookery.MissedHookWarning)
+        from runtime.platforms import current_platform  # noqa: F401  (the first access chooses it)
 
-    apply_remaining_hooks()
+        apply_remaining_hooks()
+        yield
+        apply_remaining_hooks()
 
 
 def apply_remaining_hooks() -> None:
     """Apply the hooks whose targets have come into being since.
 
     Raises:
-        hookery.HookError: one of them cannot be applied.
+        hookery.HookError: one of them cannot be applied, or its target does not exist.
     """
     hookery.registry.apply_hooks(strict=True)

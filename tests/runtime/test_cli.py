@@ -1,0 +1,277 @@
+"""`python -m runtime generate`, as a program: what it prints, how it ends, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.processes import children_of, wait_until_gone
+from tests.runtime.checkpoints import make_llama_checkpoint, reference_greedy
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "runtime", "generate", *arguments]
+
+
+def generate(*arguments: str, python_path: Sequence[Path] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=120, env=environment(python_path), check=False
+    )
+
+
+def environment(python_path: Sequence[Path] = ()) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*python_path, ROOT])), "HOOKERY_PLUGINS": ""}
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """Start the command and return when its first output has come: the scheduler runs then."""
+    process = subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+    return process
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments with which the command goes on far longer than any test: a long context and nothing that ends it."""
+    directory = tmp_path_factory.mktemp("endless")
+    make_llama_checkpoint(directory, max_position_embeddings=50_000, eos_token_id=None)
+    return ["The", "--model", str(directory), "--max-new-tokens", "49000"]
+
+
+def test_the_prompt_is_continued_and_the_speed_goes_to_standard_error() -> None:
+    done = generate("The following functions", "--max-new-tokens", "8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("The following functions")
+    assert len(done.stdout) > len("The following functions") + 3
+    assert "8 tokens in" in done.stderr
+
+
+def test_json_gives_one_object_with_an_output_per_prompt(llama_checkpoint: Path) -> None:
+    flags = ["--max-new-tokens", "6", "--dtype", "float32", "--model", str(llama_checkpoint)]
+    done = generate("one", "two and more", *flags, "--json")
+    printed = json.loads(done.stdout)
+    assert [output["prompt"] for output in printed["outputs"]] == ["one", "two and more"]
+    for output in printed["outputs"]:
+        assert output["finish_reason"] in {"length", "stop"}
+        assert len(output["token_ids"]) <= 6
+    assert set(printed["hooks"]) == {"main", "scheduler"}
+
+
+def test_json_token_ids_are_those_of_transformers(llama_checkpoint: Path) -> None:
+    from runtime.managers.tokenizer import load_tokenizer
+
+    flags = ["--max-new-tokens", "12", "--dtype", "float32", "--model", str(llama_checkpoint), "--json"]
+    (output,) = json.loads(generate("some text", *flags).stdout)["outputs"]
+    prompt = load_tokenizer(str(llama_checkpoint)).encode("some text").ids
+    expected = reference_greedy(llama_checkpoint, prompt, 12)
+    assert output["token_ids"] == expected[: len(output["token_ids"])]
+
+
+def test_several_prompts_are_printed_one_after_the_other(llama_checkpoint: Path) -> None:
+    flags = ["--max-new-tokens", "5", "--model", str(llama_checkpoint)]
+    separate = [generate(prompt, *flags).stdout for prompt in ("first", "second", "third")]
+    together = generate("first", "second", "third", *flags).stdout
+    assert together == "\n".join(separate)
+
+
+def test_a_seed_makes_sampling_repeatable(llama_checkpoint: Path) -> None:
+    flags = ["--model", str(llama_checkpoint), "--temperature", "1", "--top-p", "0.9", "--top-k", "50"]
+    first, again, other = (generate("x", *flags, "--seed", seed).stdout for seed in ("1", "1", "2"))
+    assert first == again
+    assert first != other
+
+
+def test_text_appears_as_it_is_made(endless: list[str]) -> None:
+    process = start(*endless[:-1], "3000")
+    assert process.stdout is not None
+    process.stdout.read(30)
+    assert process.poll() is None, "thirty characters were there before the end"
+    assert children_of(process.pid), "the scheduler is still generating"
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_the_demo_plugin_is_listed_in_both_processes_and_runs_in_the_scheduler() -> None:
+    done = generate("The", "--max-new-tokens", "5", "--plugin", "runtime.plugins.demo")
+    assert done.returncode == 0, done.stderr
+    table = [line.split() for line in done.stdout.splitlines() if line.startswith(("main ", "scheduler "))]
+    steps = {row[0]: row for row in table if row[1] == "runtime.managers.scheduler.Scheduler.step"}
+    memory = {row[0]: row for row in table if row[1] == "runtime.platforms.current_platform.get_available_memory"}
+    assert steps["scheduler"][2:4] == ["AROUND", "time_step"]
+    assert steps["scheduler"][-3:] == ["applied", "yes", "5"]
+    assert memory["scheduler"][2:4] == ["AFTER", "keep_headroom"]
+    assert memory["scheduler"][-3:] == ["applied", "yes", "1"]
+    assert steps["main"][-3:] == memory["main"][-3:] == ["pending", "no", "0"]
+
+
+def test_without_a_plugin_nothing_is_hooked_and_no_table_is_printed() -> None:
+    done = generate("The", "--max-new-tokens", "2")
+    assert "Scheduler.step" not in done.stdout
+
+
+@pytest.fixture
+def broken_model(request: pytest.FixtureRequest, tmp_path: Path, llama_checkpoint: Path) -> Path:
+    """A model directory with one thing wrong with it."""
+    directory = tmp_path / "model"
+    match request.param:
+        case "missing":
+            return directory
+        case "empty":
+            directory.mkdir()
+            return directory
+    directory.mkdir()
+    for file in llama_checkpoint.iterdir():
+        (directory / file.name).write_bytes(file.read_bytes())
+    match request.param:
+        case "unknown architecture":
+            config = json.loads((directory / "config.json").read_text())
+            (directory / "config.json").write_text(json.dumps({**config, "architectures": ["MambaForCausalLM"]}))
+        case "truncated weights":
+            weights = (directory / "model.safetensors").read_bytes()
+            (directory / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+        case "no weights":
+            (directory / "model.safetensors").unlink()
+        case "no tokenizer":
+            (directory / "tokenizer.json").unlink()
+    return directory
+
+
+def assert_one_clear_line(done: subprocess.CompletedProcess[str], *says: str) -> None:
+    assert done.returncode == 1, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    for part in says:
+        assert part in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("broken_model", "says"),
+    [
+        ("missing", "does not exist"),
+        ("empty", "config.json"),
+        ("unknown architecture", "MambaForCausalLM"),
+        ("truncated weights", "model.safetensors"),
+        ("no weights", "safetensors"),
+        ("no tokenizer", "tokenizer"),
+    ],
+    indirect=["broken_model"],
+)
+def test_a_model_that_cannot_be_loaded_is_one_clear_line(broken_model: Path, says: str) -> None:
+    assert_one_clear_line(generate("x", "--model", str(broken_model)), str(broken_model), says)
+
+
+def test_a_prompt_longer_than_the_context_is_one_clear_line() -> None:
+    assert_one_clear_line(generate("word " * 2000), "the prompt has", "tokens, but the context holds 512")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("--temperature", "-1", "temperature=-1.0"),
+        ("--top-p", "0", "top_p=0.0"),
+        ("--top-k", "-3", "top_k=-3"),
+        ("--max-new-tokens", "0", "max_new_tokens=0"),
+        ("--seed", "-1", "seed=-1"),
+        ("--dtype", "int3", "dtype='int3'"),
+        ("--plugin", "no_such_plugin", "no_such_plugin"),
+    ],
+)
+def test_a_bad_argument_is_one_clear_line(flag: str, value: str, says: str) -> None:
+    assert_one_clear_line(generate("x", flag, value), says)
+
+
+def test_a_plugin_that_raises_at_import_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "raising_plugin.py").write_text("raise ValueError('the licence has expired')\n")
+    done = generate("x", "--plugin", "raising_plugin", python_path=[tmp_path])
+    assert_one_clear_line(done, "raising_plugin", "ValueError: the licence has expired")
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("runtime.managers.scheduler.Scheduler.stepp", "did you mean 'step'"),
+        ("runtime.managers.schedular.Scheduler.step", "did you mean 'scheduler'"),
+        ("runtime.platforms.current_platform.get_available_memry", "did you mean 'get_available_memory'"),
+        ("no_such_package.module.function", "there is no module 'no_such_package'"),
+    ],
+)
+def test_a_hook_target_that_does_not_exist_is_one_clear_line(
+    tmp_path: Path, llama_checkpoint: Path, target: str, says: str
+) -> None:
+    (tmp_path / "missing_target_plugin.py").write_text(
+        f"import hookery\n@hookery.plugin_hook({target!r}, hookery.HookType.BEFORE)\ndef hook(*args, **kwargs): ...\n"
+    )
+    flags = ["--model", str(llama_checkpoint), "--plugin", "missing_target_plugin"]
+    assert_one_clear_line(generate("x", *flags, python_path=[tmp_path]), target, says)
+
+
+def test_a_killed_scheduler_ends_the_command_within_five_seconds_and_leaves_nothing(endless: list[str]) -> None:
+    process = start(*endless)
+    (scheduler,) = children_of(process.pid)
+    killed = time.monotonic()
+    os.kill(scheduler, signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 5
+    assert process.returncode == 1
+    assert f"error: the scheduler process (pid {scheduler}) was killed by SIGKILL" in error
+    wait_until_gone([scheduler])
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_the_scheduler_does_not_outlive_a_killed_command(how: signal.Signals, endless: list[str]) -> None:
+    process = start(*endless)
+    (scheduler,) = children_of(process.pid)
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    wait_until_gone([scheduler])
+
+
+def test_ctrl_c_ends_both_processes_without_a_traceback(endless: list[str]) -> None:
+    process = subprocess.Popen(
+        command(*endless),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    (scheduler,) = children_of(process.pid)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.strip() == "interrupted"
+    wait_until_gone([scheduler])
+
+
+def test_a_reader_that_leaves_early_ends_the_command(endless: list[str]) -> None:
+    with start(*endless) as process:
+        (scheduler,) = children_of(process.pid)
+        assert process.stdout is not None
+        process.stdout.close()
+        process.wait(timeout=60)
+        wait_until_gone([scheduler])
+
+
+def test_no_command_and_unknown_flags_show_the_usage() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "runtime"], capture_output=True, text=True, timeout=60, env=environment(), check=False
+    )
+    assert done.returncode == 2
+    assert "usage: python -m runtime" in done.stderr
+    assert generate("--no-such-flag").returncode == 2
