@@ -1,0 +1,102 @@
+"""What an engine is started with: frozen arguments, one `resolve()`, and the environment the runtime reads.
+
+Imports no torch: the process that only takes requests and passes them on stays light.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from runtime import platforms
+from runtime.core.errors import ConfigError, ModelLoadError
+
+ENVIRONMENT: Mapping[str, str] = {
+    platforms.PLATFORM_ENV: "the platform to run on (cpu); unset means cpu",
+    "HOOKERY_PLUGINS": "which installed plugins hookery loads, comma-separated; unset means all",
+}
+"""Every environment variable the runtime or its plugin loading reads, and what it is for."""
+
+DTYPES: Mapping[str, str] = {
+    "auto": "auto",
+    "float32": "float32",
+    "fp32": "float32",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float16": "float16",
+    "fp16": "float16",
+}
+"""Accepted spellings of a dtype and their torch names; auto is what the checkpoint says."""
+
+
+@dataclass(frozen=True)
+class ServerArgs:
+    """Arguments of an engine; picklable, so that every process starts from the same ones.
+
+    Attributes:
+        model: local directory of a checkpoint in the Hugging Face layout.
+        dtype: dtype of weights, activations and KV cache; see `DTYPES`.
+        max_running_requests: requests in one batch at most.
+        max_prefill_tokens: prompt tokens in one forward pass at most.
+        context_length: tokens of one sequence at most, prompt and output; None for what the model was made for.
+        max_total_tokens: KV slots; None to size the pool from the device's free memory.
+        plugins: dotted names of plugin modules to load besides the installed ones.
+        random_seed: seed of the default generators, which requests without a seed draw theirs from; None leaves
+            them as the process started.
+    """
+
+    model: str
+    dtype: str = "auto"
+    max_running_requests: int = 64
+    max_prefill_tokens: int = 4096
+    context_length: int | None = None
+    max_total_tokens: int | None = None
+    plugins: tuple[str, ...] = ()
+    random_seed: int | None = None
+
+    def resolve(self) -> ServerArgs:
+        """Validated arguments with normal forms: an absolute model path, a dtype by its torch name or "auto".
+
+        Raises:
+            ConfigError: an argument is of the wrong type or out of range.
+            ModelLoadError: the model directory is missing or has no `config.json`.
+        """
+        _check_str("model", self.model)
+        _check_str("dtype", self.dtype)
+        dtype = DTYPES.get(self.dtype.lower())
+        if dtype is None:
+            raise ConfigError(f"dtype={self.dtype!r} is not known: use one of {', '.join(DTYPES)}")
+        _check_count("max_running_requests", self.max_running_requests)
+        _check_count("max_prefill_tokens", self.max_prefill_tokens)
+        if self.context_length is not None:
+            _check_count("context_length", self.context_length)
+        if self.max_total_tokens is not None:
+            _check_count("max_total_tokens", self.max_total_tokens)
+        if self.random_seed is not None:
+            _check_count("random_seed", self.random_seed, minimum=0)
+        if not isinstance(self.plugins, tuple):
+            raise ConfigError(f"plugins={self.plugins!r} is not valid: it must be a tuple of dotted module names")
+        for plugin in self.plugins:
+            _check_str("plugins", plugin)
+        return dataclasses.replace(self, model=_model_directory(self.model), dtype=dtype)
+
+
+def _model_directory(model: str) -> str:
+    path = os.path.abspath(os.path.expanduser(model))
+    if not os.path.isdir(path):
+        raise ModelLoadError(f"model directory {path} does not exist: give a local checkpoint directory")
+    if not os.path.isfile(os.path.join(path, "config.json")):
+        raise ModelLoadError(f"model directory {path} has no config.json: give a Hugging Face checkpoint directory")
+    return path
+
+
+def _check_str(field: str, value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{field}={value!r} is not valid: it must be a non-empty string")
+
+
+def _check_count(field: str, value: object, minimum: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(f"{field}={value!r} is not valid: it must be an integer >= {minimum}")

@@ -1,0 +1,1 @@
+"""The nouns of the runtime. Nothing here needs a device, and nothing here imports torch."""

@@ -1,0 +1,13 @@
+"""Activations of gated feed-forward layers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202): [T, 2 * width] to [T, width], `silu(first half) * second half`."""
+    width = gate_up.shape[-1] // 2
+    gate, up = gate_up.split_with_sizes((width, width), dim=-1)
+    return F.silu(gate).mul_(up)

@@ -1,0 +1,1 @@
+"""One forward pass: batch assembly, the model, the sampler."""

@@ -1,0 +1,161 @@
+"""A model on a device with its pools: assembles a batch, runs it, samples from it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+import runtime.mem_cache.allocator as allocator
+import runtime.mem_cache.memory_pool as memory_pool
+import runtime.models.loader as loader
+import runtime.sampling.logits_processor as logits_processor
+import runtime.sampling.sampler as sampler
+from runtime import platforms
+from runtime.config import ServerArgs
+from runtime.core.errors import ConfigError, PlatformError
+from runtime.core.forward_batch import ForwardBatch
+from runtime.core.request import Request
+from runtime.layers.attention.base import AttentionBackend
+from runtime.model_executor.batch_builder import BatchBuilder
+
+logger = logging.getLogger(__name__)
+
+MEMORY_FRACTION = 0.8
+"""Part of the memory left after loading that the KV pool may take; the rest is for activations."""
+
+PAGE_SIZE = 1
+"""Slots are handed out one by one."""
+
+
+class ModelRunner:
+    """Everything between a scheduler and a device.
+
+    Attributes:
+        server_args: the resolved arguments.
+        device: where the model runs.
+        dtype: dtype of weights, activations and KV cache.
+        model, model_config: the loaded model and its configuration.
+        context_length: tokens of one sequence at most.
+        eos_token_ids: tokens that end a sequence.
+        vocab_size: width of the logits.
+        max_total_tokens: KV slots there are.
+        req_to_token_pool, token_to_kv_pool, token_to_kv_pool_allocator: the pools.
+        attention_backend: the platform's, shared by all layers.
+
+    Raises:
+        ConfigError: an argument is out of range or does not fit the model or the platform.
+        ModelLoadError: the checkpoint cannot be loaded.
+        PlatformError: no platform, or no memory for the KV pool.
+    """
+
+    def __init__(self, server_args: ServerArgs) -> None:
+        self.server_args = server_args.resolve()
+        platform = platforms.current_platform
+        self.device = platform.get_device(0)
+        if self.server_args.random_seed is not None:
+            platforms.current_platform.seed_everything(self.server_args.random_seed)
+        _, self.model_config = loader.load_config(self.server_args.model)
+        self.dtype = loader.resolve_dtype(self.server_args.dtype, self.model_config)
+        if self.dtype not in platform.supported_dtypes:
+            supported = ", ".join(str(dtype) for dtype in platform.supported_dtypes)
+            raise ConfigError(f"dtype {self.dtype} is not supported on {platform.device_name}: use one of {supported}")
+        self.context_length = self._resolve_context_length()
+        self.eos_token_ids = self.model_config.eos_token_ids
+        self.vocab_size = self.model_config.vocab_size
+        self.model, _ = loader.load_model(self.server_args.model, self.dtype, self.device)
+        self.max_total_tokens = self._resolve_max_total_tokens()
+        self._create_pools()
+        logger.info(
+            "%s on %s (%.1f GiB, %.1f GiB in use): %s, context of %d tokens, %d KV slots",
+            self.server_args.model,
+            platforms.current_platform.get_device_name(),
+            platforms.current_platform.get_device_total_memory() / 2**30,
+            platforms.current_platform.get_current_memory_usage() / 2**30,
+            self.dtype,
+            self.context_length,
+            self.max_total_tokens,
+        )
+
+    def prepare_forward_batch(self, extends: Sequence[Request], decodes: Sequence[Request]) -> ForwardBatch:
+        """Assemble one forward pass and take what it needs from the pools; see `BatchBuilder.build`."""
+        return self.batch_builder.build(extends, decodes)
+
+    def release(self, request: Request) -> None:
+        """Give back what a request holds of the pools; see `BatchBuilder.release`."""
+        self.batch_builder.release(request)
+
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """[B, vocab] logits after the last token of each row, in the model's dtype."""
+        with platforms.current_platform.inference_mode():
+            self.attention_backend.init_forward_metadata(batch)
+            hidden_states = self.model.forward(batch.input_ids, batch.positions, self.attention_backend)
+            return self.model.compute_logits(logits_processor.last_hidden_states(hidden_states, batch))
+
+    def sample(self, logits: torch.Tensor, sampling_batch: sampler.SamplingBatch) -> list[int]:
+        """One token id per row of `logits` ([B, vocab]); waits for the device."""
+        with platforms.current_platform.inference_mode():
+            return sampler.sample(logits, sampling_batch).tolist()
+
+    def _resolve_context_length(self) -> int:
+        limit = self.model_config.max_position_embeddings
+        asked = self.server_args.context_length
+        if asked is not None and asked > limit:
+            raise ConfigError(f"context_length={asked} is more than the model was made for: at most {limit}")
+        return limit if asked is None else asked
+
+    def _resolve_max_total_tokens(self) -> int:
+        """KV slots: what was asked for or what memory allows, and never more than all requests can fill."""
+        bytes_per_token = memory_pool.resolve_mha_kv_pool_cls().bytes_per_token(
+            dtype=self.dtype,
+            head_num=self.model_config.num_key_value_heads,
+            head_dim=self.model_config.head_dim,
+            layer_num=self.model_config.num_hidden_layers,
+        )
+        # Loading leaves buffers behind that are free once it has finished.
+        platforms.current_platform.synchronize()
+        platforms.current_platform.empty_cache()
+        free, _ = platforms.current_platform.get_available_memory()
+        budget = int(free * MEMORY_FRACTION) // bytes_per_token - PAGE_SIZE
+        asked = self.server_args.max_total_tokens
+        useful = self.server_args.max_running_requests * self.context_length
+        if asked is not None and min(asked, useful) > budget:
+            raise ConfigError(
+                f"max_total_tokens={asked} needs {asked * bytes_per_token / 2**30:.1f} GiB, "
+                f"{free * MEMORY_FRACTION / 2**30:.1f} GiB can be used: ask for at most {budget}"
+            )
+        if budget < 1:
+            raise PlatformError(f"no memory for a KV pool: {free} bytes free, one token takes {bytes_per_token}")
+        return min(budget if asked is None else asked, useful)
+
+    def _create_pools(self) -> None:
+        config = self.model_config
+        self.req_to_token_pool = memory_pool.ReqToTokenPool(
+            self.server_args.max_running_requests, self.context_length, self.device
+        )
+        self.token_to_kv_pool = memory_pool.create_kv_pool(
+            size=self.max_total_tokens,
+            page_size=PAGE_SIZE,
+            dtype=self.dtype,
+            head_num=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            layer_num=config.num_hidden_layers,
+            device=self.device,
+        )
+        self.token_to_kv_pool_allocator = allocator.create_token_to_kv_pool_allocator(
+            size=self.max_total_tokens, device=self.device
+        )
+        backend_cls = platforms.resolve_class(
+            platforms.current_platform.get_default_attention_backend(),
+            AttentionBackend,  # type: ignore[type-abstract]
+            "attention backend from get_default_attention_backend",
+        )
+        self.attention_backend = backend_cls(
+            self.req_to_token_pool,
+            self.token_to_kv_pool,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+        )
+        self.batch_builder = BatchBuilder(self.req_to_token_pool, self.token_to_kv_pool_allocator, self.device)
