@@ -194,7 +194,7 @@ def memory_limit(runner: ModelRunner) -> float:
     Counted are the weights that every step reads whole; of an untied input embedding it reads a row for each request.
     """
     config = runner.model_config
-    weights = sum(parameter.nbytes for parameter in runner.model.parameters())
+    weights = sum(tensor.nbytes for tensor in runner.model.checkpoint_tensors().values())
     if not config.tie_word_embeddings:
         weights -= config.vocab_size * config.hidden_size * runner.dtype.itemsize
     buffer = torch.ones(64 * 2**20, dtype=torch.float32)
