@@ -43,6 +43,21 @@ class _NotifyingLoader:
         self._on_executed(module.__name__)
 
 
+class _NotifyingSpec(ModuleSpec):
+    """The spec of a module whose import was under way when it came to be watched; reports when that has ended.
+
+    The import system lets go of a module by setting ``_initializing`` on its spec: a private name, which tests watch.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "_initializing" and not value:
+            on_executed: Callable[[str], None] = self.__dict__.pop("_hookery_on_executed")
+            self.__class__ = ModuleSpec  # type: ignore[assignment]
+            if self.name in sys.modules:
+                on_executed(self.name)
+
+
 class ImportWatcher:
     """A meta-path finder that calls back after a watched module's code has run, on import and on reload.
 
@@ -55,6 +70,11 @@ class ImportWatcher:
 
     def watch(self, modules: frozenset[str]) -> None:
         """Watch exactly ``modules``. With none, the finder leaves ``sys.meta_path``."""
+        for name in modules - self._watched:
+            spec = getattr(sys.modules.get(name), "__spec__", None)
+            if type(spec) is ModuleSpec and getattr(spec, "_initializing", False):
+                spec.__dict__["_hookery_on_executed"] = self._on_executed
+                spec.__class__ = _NotifyingSpec
         self._watched = modules
         if not modules:
             if self in sys.meta_path:
