@@ -101,6 +101,7 @@ class Hook:
     state: HookState = HookState.PENDING
     detail: str = ""
     engine: str | None = None
+    place: str = ""  # the name, in colon form, under which the target was found
     ran: bool = False
     calls: int = 0
 

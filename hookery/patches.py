@@ -115,6 +115,7 @@ def add(target: Target, hook: Hook) -> None:
         _chain(patch, [*patch.hooks, hook])
     if hook not in patch.hooks:
         patch.hooks.append(hook)
+    hook.place = target.name
     try:
         refresh(patch)
     except TypeError:
@@ -264,10 +265,12 @@ def _follow(classes: list[Any]) -> bool:
     homeless = _left_behind.copy()
     _left_behind.clear()
     for patch in all_patches():
-        path = [] if patch.superseded or isinstance(patch.target.owner, types.ModuleType) else _path(patch.target)
-        if any(step is new for step in path for new in classes) and path[-1] is not patch.target.owner:
-            homeless.extend((patch.target.name, hook) for hook in patch.hooks)
-            remove(patch, patch.hooks)
+        if patch.superseded or isinstance(patch.target.owner, types.ModuleType):
+            continue
+        movers = [hook for hook in patch.hooks if _leads_elsewhere(hook.place, patch.target.owner, classes)]
+        if movers:
+            homeless.extend((hook.place, hook) for hook in movers)
+            remove(patch, movers)
     for name, hook in homeless:
         if hook.state is HookState.REVERTED:
             continue
@@ -285,14 +288,15 @@ def _follow(classes: list[Any]) -> bool:
     return bool(homeless)
 
 
-def _path(target: Target) -> list[Any]:
-    """The classes that the target's name leads through, as they stand now."""
-    step: Any = sys.modules.get(target.module)
-    path: list[Any] = []
-    for part in target.qualname.split(".")[:-1]:
+def _leads_elsewhere(place: str, owner: Any, classes: list[Any]) -> bool:
+    """Whether a member's name leads through one of ``classes`` now, to another owner than ``owner``."""
+    module, _, qualname = place.partition(":")
+    step: Any = sys.modules.get(module)
+    changed = False
+    for part in qualname.split(".")[:-1]:
         step = vars(step).get(part) if hasattr(step, "__dict__") else None
-        path.append(step)
-    return path
+        changed |= any(step is new for new in classes)
+    return changed and step is not owner
 
 
 def supersede(module: str) -> list[Hook]:

@@ -30,7 +30,7 @@ from hookery.hooks import (
     TargetNotFoundError,
 )
 from hookery.listing import HookRecord
-from hookery.targets import Pending, Target, TargetKind, resolve, validate_name
+from hookery.targets import Pending, Target, TargetKind, again, resolve, validate_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 Failure = tuple[HookSource, Exception]
@@ -163,9 +163,8 @@ class HookRegistry:
                 if hook.source in failed or hook not in self._hooks or hook.state not in _WAITING:
                     continue  # another thread was faster, or took it back
                 try:
-                    if a_class_was_replaced:
-                        again = resolve(hook.target, completed=completed)
-                        target = again if isinstance(again, Target) else target
+                    found = resolve(hook.target, completed=completed) if a_class_was_replaced else again(target)
+                    target = found if isinstance(found, Target) else target
                     patches.add(target, hook)
                 except (HookError, TypeError) as error:
                     failures.append((hook.source, error))

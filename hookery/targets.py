@@ -266,6 +266,15 @@ def _at(name: str, module_name: str, parts: list[str], owner: Any) -> Target:
     return Target(module_name, ".".join(parts), owner, attribute, raw, kind, inherited)
 
 
+def again(target: Target) -> Target:
+    """What stands at the target's name in its owner now: another thread may have changed that since.
+
+    Raises:
+        TargetNotFoundError, TypeError: as :func:`resolve`.
+    """
+    return _at(target.name, target.module, target.qualname.split("."), target.owner)
+
+
 def _kind(name: str, owner: Any, raw: Any) -> TargetKind:
     # isinstance, not type(): what already stands in for a function or a descriptor claims the class of what it wraps.
     if isinstance(raw, classmethod):

@@ -38,6 +38,8 @@ class Modules:
     def forget(self) -> None:
         """Take every module that came from the folder out of `sys.modules`."""
         for name, module in list(sys.modules.items()):
+            if not isinstance(module, types.ModuleType):
+                continue
             spec = getattr(module, "__spec__", None)
             places = [getattr(spec, "origin", None) or "", *(getattr(spec, "submodule_search_locations", None) or [])]
             if any(str(place).startswith(str(self.folder)) for place in places):
