@@ -120,9 +120,14 @@ def _distribution(entry: EntryPoint) -> str | None:
 
 
 def _entry_point_loader(entry: EntryPoint) -> Callable[[], Any]:
-    def load() -> Any:
+    def load() -> None:
         loaded = entry.load()
-        return loaded() if entry.attr else loaded
+        if not entry.attr:
+            return
+        before = len(declarations)
+        loaded()
+        # The call is made again at every loading; what it imports runs its decorators only once.
+        declarations[before:] = [made for made in declarations[before:] if not made.local]
 
     return load
 

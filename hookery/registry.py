@@ -411,6 +411,11 @@ class Declaration:
     def module(self) -> str:
         return getattr(self.function, "__module__", None) or ""
 
+    @property
+    def local(self) -> bool:
+        """Whether the hook was made inside a function, so that calling that again makes another."""
+        return "<locals>" in getattr(self.function, "__qualname__", "<locals>")
+
     def register(self, registry: HookRegistry) -> None:
         registry.register(
             self.target,
