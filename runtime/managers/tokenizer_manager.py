@@ -207,7 +207,11 @@ class TokenizerManager:
         try:
             first = self._channel.receive(wait=True)
         except ChannelClosedError:
-            raise EngineDeadError(f"the scheduler process {self._how_it_ended()} while it was starting") from None
+            # It could not say why itself: killed, or its program could not be imported again, as spawning requires.
+            raise EngineDeadError(
+                f"the scheduler process {self._how_it_ended()} while it was starting (a script that makes an Engine"
+                ' must do so under `if __name__ == "__main__":`)'
+            ) from None
         if isinstance(first, SchedulerReady):
             return first.limits
         if isinstance(first, SchedulerFailed):

@@ -139,7 +139,8 @@ def draw(probs: torch.Tensor, generators: Sequence[torch.Generator | None]) -> t
     ]
     target = torch.stack(uniforms) * cumulative[:, -1:]
     # The first token whose cumulative probability exceeds the target; a token of probability 0 exceeds nothing that
-    # the token before it does not. Should rounding push the target to the total, the last possible token is meant.
+    # the token before it does not. Where a device's generator can yield 1, nothing exceeds the target and the last
+    # possible token is meant.
     last_possible = (cumulative < cumulative[:, -1:]).sum(dim=-1, keepdim=True)
     return torch.searchsorted(cumulative, target, right=True).minimum(last_possible).squeeze(-1)
 

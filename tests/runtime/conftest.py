@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# One thread per process, child processes included: with several test workers on few cores, OpenMP threads that wait
+# for each other while their cores are taken are a hundred times slower than none.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable
 from pathlib import Path
 

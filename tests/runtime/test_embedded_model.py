@@ -181,6 +181,7 @@ class TestCorpus:
 
 
 class TestTrainingScript:
+    @pytest.mark.slow
     def test_a_tiny_run_writes_a_checkpoint_that_loads(self, tmp_path: Path) -> None:
         output = tmp_path / "new" / "model"
         command = [sys.executable, "-m", "runtime.assets.train", "--steps", "2", "--max-documents", "120"]
