@@ -32,6 +32,9 @@ def _stand_in_class() -> type:
     class StandIn(wrapt.FunctionWrapper):  # type: ignore[type-arg,misc,unused-ignore]
         """A hooked callable. It pickles and copies as the name it stands at, as the original did."""
 
+        # Said outright: of a subclass wrapt's C code asks for it, and the failing look-up costs as much as the call.
+        __bound_function_wrapper__ = wrapt.BoundFunctionWrapper
+
         def __reduce_ex__(self, protocol: Any) -> str:
             return str(self.__qualname__)
 

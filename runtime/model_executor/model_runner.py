@@ -57,7 +57,7 @@ class ModelRunner:
         if self.server_args.random_seed is not None:
             platforms.current_platform.seed_everything(self.server_args.random_seed)
         _, self.model_config = loader.load_config(self.server_args.model)
-        self.dtype = loader.resolve_dtype(self.server_args.dtype, self.model_config)
+        self.dtype = loader.resolve_dtype(self.server_args.dtype, self.model_config, self.server_args.model)
         if self.dtype not in platform.supported_dtypes:
             supported = ", ".join(str(dtype) for dtype in platform.supported_dtypes)
             raise ConfigError(f"dtype {self.dtype} is not supported on {platform.device_name}: use one of {supported}")

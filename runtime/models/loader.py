@@ -26,7 +26,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 # What safetensors calls the dtypes a weight may be stored in. Others (integers, 8-bit floats) are quantized weights
 # whose scales live elsewhere: converting their numbers would load nonsense.
-_STORED_DTYPES = frozenset({"F64", "F32", "BF16", "F16"})
+_STORED_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def load_config(model_dir: str) -> tuple[type[registry.CausalLM], registry.ModelConfig]:
@@ -42,16 +42,19 @@ def load_config(model_dir: str) -> tuple[type[registry.CausalLM], registry.Model
     return model_cls, model_cls.config_cls.from_hf(config.values, values, source=config.source, **generation_args)
 
 
-def resolve_dtype(name: str, config: registry.ModelConfig) -> torch.dtype:
-    """The torch dtype called `name`; "auto" is the one the checkpoint names.
+def resolve_dtype(name: str, config: registry.ModelConfig, model_dir: str) -> torch.dtype:
+    """The torch dtype called `name`; "auto" is the one that `config.json` names or, if it names none, that the first
+    weight is stored in.
 
     Raises:
-        ConfigError: no such dtype, or "auto" for a checkpoint that names none or one no model runs in.
+        ConfigError: no such dtype, or "auto" for a checkpoint in a dtype that no model runs in.
+        ModelLoadError: the weights have to be looked at and cannot be read.
     """
     if name == "auto":
-        if config.dtype not in DTYPES:
-            raise ConfigError(f"dtype='auto': the checkpoint's dtype is {config.dtype!r}, choose from {_names(DTYPES)}")
-        return DTYPES[config.dtype]
+        own = config.dtype or _stored_dtype(model_dir)
+        if own not in DTYPES:
+            raise ConfigError(f"dtype='auto': the checkpoint's dtype is {own!r}, choose from {_names(DTYPES)}")
+        return DTYPES[own]
     if name not in DTYPES:
         raise ConfigError(f"dtype={name!r} is not known: use auto or one of {_names(DTYPES)}")
     return DTYPES[name]
@@ -77,7 +80,7 @@ def load_model(
     """
     model_cls, config = load_config(model_dir)
     if isinstance(dtype, str):
-        dtype = resolve_dtype(dtype, config)
+        dtype = resolve_dtype(dtype, config, model_dir)
     files = _weight_files(model_dir)
     model = model_cls(config, dtype, device)
     targets = model.checkpoint_tensors()
@@ -118,6 +121,15 @@ def _weight_files(model_dir: str) -> dict[str, frozenset[str] | None]:
     if missing:
         raise ModelLoadError(f"{model_dir} lacks {len(missing)} of its weight files: {_names(missing)}")
     return {os.path.join(model_dir, shard): frozenset(names) for shard, names in sorted(promised.items())}
+
+
+def _stored_dtype(model_dir: str) -> str | None:
+    """The dtype of the first weight, by its torch name if a model may run in it."""
+    with _open(next(iter(_weight_files(model_dir)))) as file:
+        for name in file.keys():  # noqa: SIM118  (a safetensors file is no mapping)
+            stored = str(file.get_slice(name).get_dtype())
+            return _STORED_DTYPES.get(stored, stored)
+    return None
 
 
 def _plan(

@@ -107,16 +107,21 @@ def make_llama_checkpoint(
 
 
 @functools.lru_cache(maxsize=16)
-def reference_model(directory: Path) -> transformers.LlamaForCausalLM:
-    """transformers' model of a checkpoint, in its own dtype."""
-    return transformers.LlamaForCausalLM.from_pretrained(directory).eval()
+def reference_model(directory: Path, dtype: torch.dtype | None = None) -> transformers.LlamaForCausalLM:
+    """transformers' model of a checkpoint, in `dtype` or, without one, in its own."""
+    return transformers.LlamaForCausalLM.from_pretrained(directory, dtype=dtype or "auto").eval()
 
 
-def reference_greedy(directory: Path, prompt: Sequence[int], max_new_tokens: int) -> list[int]:
-    """What transformers generates greedily after `prompt`, going on past end-of-sequence tokens."""
+def reference_greedy(
+    directory: Path, prompt: Sequence[int], max_new_tokens: int, dtype: torch.dtype | None = None
+) -> list[int]:
+    """What transformers generates greedily after `prompt`, going on past end-of-sequence tokens.
+
+    The model runs in `dtype` or, without one, in the checkpoint's own.
+    """
     input_ids = torch.tensor([list(prompt)])
     with torch.inference_mode():
-        output = reference_model(directory).generate(
+        output = reference_model(directory, dtype).generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
             do_sample=False,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 
 from runtime.core.errors import ConfigError, EngineDeadError, InvalidRequestError, ModelLoadError
@@ -48,7 +49,9 @@ def test_greedy_output_of_the_embedded_model_equals_transformers_alone_and_in_a_
         alone = [engine.generate([text], sampling_params=GREEDY)[0] for text in texts]
         together = engine.generate(texts, sampling_params=GREEDY)
     embedded = Path(EMBEDDED_MODEL)
-    expected = [reference_greedy(embedded, output.prompt_token_ids, NEW_TOKENS) for output in together]
+    expected = [
+        reference_greedy(embedded, output.prompt_token_ids, NEW_TOKENS, dtype=torch.float32) for output in together
+    ]
     assert [output.token_ids for output in alone] == expected
     assert [output.token_ids for output in together] == expected
 

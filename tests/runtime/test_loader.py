@@ -107,6 +107,14 @@ def test_auto_is_the_dtype_of_the_checkpoint(tmp_path: Path) -> None:
     assert model.norm.weight.dtype is torch.bfloat16
 
 
+def test_auto_is_the_dtype_of_the_weights_where_the_configuration_names_none(tmp_path: Path) -> None:
+    make_llama_checkpoint(tmp_path, dtype=torch.float16)
+    edit_json(tmp_path / "config.json", lambda c: c.pop("dtype"))
+    model, config = loader.load_model(str(tmp_path), "auto", CPU)
+    assert config.dtype is None
+    assert model.norm.weight.dtype is torch.float16
+
+
 def test_an_unknown_dtype_is_refused(directory: Path) -> None:
     with pytest.raises(ConfigError, match=r"int8.*float32"):
         loader.load_model(str(directory), "int8", CPU)
