@@ -8,6 +8,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import pytest
 
@@ -228,3 +229,87 @@ def test_no_import_happens_while_the_lock_is_held(modules: Modules) -> None:
         path=[modules.folder],
     )
     assert out == "[]\n"
+
+
+class TestInterleavings:
+    """What another thread may do at one certain moment, done at that moment."""
+
+    @pytest.fixture
+    def between(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+        """Have something happen once, after a target has been resolved and before the outcome is used."""
+
+        def arrange(happening: Callable[[], object]) -> None:
+            pending = [happening]
+
+            def resolve(*args: object, **kwargs: object) -> object:
+                outcome = real_resolve(*args, **kwargs)
+                while pending:
+                    pending.pop()()
+                return outcome
+
+            monkeypatch.setattr(registry_module, "resolve", resolve)
+
+        registry_module = sys.modules["hookery.registry"]  # the package's attribute of that name is the registry
+        real_resolve = vars(registry_module)["resolve"]
+        return arrange
+
+    def test_hooks_taken_back_while_they_are_being_applied_stay_away(
+        self, shop: types.ModuleType, registry: HookRegistry, between: Callable[[Callable[[], object]], None]
+    ) -> None:
+        original = shop.price
+        hook = registry.register("shop.price", lambda item: None, HookType.BEFORE)
+        between(registry.revert)
+        registry.apply_hooks()
+        assert shop.price is original
+        assert hook.state is HookState.REVERTED
+
+    def test_a_hook_that_an_import_applied_meanwhile_is_not_set_back_to_pending(
+        self, modules: Modules, registry: HookRegistry, between: Callable[[Callable[[], object]], None]
+    ) -> None:
+        modules.write(shop="def price(item): return item")
+        hook = registry.register("shop.price", lambda result, item: result + "!", HookType.AFTER)
+
+        def import_and_apply() -> None:
+            modules.load("shop")
+            registry.apply_hooks()
+
+        between(import_and_apply)
+        registry.apply_hooks()
+        assert sys.modules["shop"].price("tea") == "tea!"
+        assert hook.state is HookState.APPLIED
+
+    def test_a_target_that_lost_its_other_hooks_meanwhile_is_hooked_as_it_stands(
+        self, shop: types.ModuleType, registry: HookRegistry, between: Callable[[Callable[[], object]], None]
+    ) -> None:
+        original = shop.price
+        other = HookRegistry()
+        other.register("shop.price", lambda item: None, HookType.BEFORE)
+        other.apply_hooks()
+        registry.register("shop.price", lambda result, item: result + "!", HookType.AFTER)
+        between(other.revert)
+        registry.apply_hooks()
+        assert shop.price("tea") == "tea!"
+        registry.revert()
+        assert shop.price is original
+
+    def test_an_import_under_way_when_the_finder_leaves_skips_no_other_finder(
+        self, modules: Modules, registry: HookRegistry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        modules.write(found_by_the_next="", shop="")
+
+        class Leaves:
+            def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+                if name == "found_by_the_next":
+                    registry.revert()
+
+        class Next:
+            asked: ClassVar[list[str]] = []
+
+            def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+                self.asked.append(name)
+
+        registry.register("shop.price", lambda item: None, HookType.BEFORE)
+        monkeypatch.setattr(sys, "meta_path", [Leaves(), Next(), *sys.meta_path])
+        registry.apply_hooks()
+        modules.load("found_by_the_next")
+        assert "found_by_the_next" in Next.asked
