@@ -69,7 +69,7 @@ class CpuDeviceMixin(DeviceMixin):
         return torch.inference_mode()
 
 
-class CpuSRTPlatform(SRTPlatform, CpuDeviceMixin):
+class CpuSRTPlatform(CpuDeviceMixin, SRTPlatform):
     """The serving runtime on the CPU, with every in-tree class."""
 
     @property
