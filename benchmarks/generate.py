@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -20,14 +21,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-import transformers
+from runtime.platforms import host_threads
 
-from runtime.config import ServerArgs
-from runtime.core.request import Request
-from runtime.core.sampling_params import SamplingParams
-from runtime.model_executor.model_runner import ModelRunner
-from runtime.sampling.sampler import SamplingBatch
+host_threads.wait_passively()  # as the scheduler does; it serves both sides, and has to come before torch
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+from runtime.config import ServerArgs  # noqa: E402
+from runtime.core.request import Request  # noqa: E402
+from runtime.core.sampling_params import SamplingParams  # noqa: E402
+from runtime.model_executor.model_runner import ModelRunner  # noqa: E402
+from runtime.sampling.sampler import SamplingBatch  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -258,6 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "new_tokens": parsed.new_tokens,
         "rounds": parsed.rounds,
         "threads": torch.get_num_threads(),
+        host_threads.WAIT_POLICY_ENV: os.environ[host_threads.WAIT_POLICY_ENV],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

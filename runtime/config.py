@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 from runtime import platforms
 from runtime.core.errors import ConfigError, ModelLoadError
+from runtime.platforms import host_threads
 
 ENVIRONMENT: Mapping[str, str] = {
     platforms.PLATFORM_ENV: "the platform to run on (cpu); unset means cpu",
+    host_threads.WAIT_POLICY_ENV: "how OpenMP threads wait for each other; unset means PASSIVE in the scheduler",
     "HOOKERY_PLUGINS": "which installed plugins hookery loads, comma-separated; unset means all",
 }
 """Every environment variable the runtime or its plugin loading reads, and what it is for."""

@@ -177,3 +177,13 @@ def test_unreadable_or_incomplete_figures_are_named(tmp_path: Path) -> None:
     (proc / "self" / "status").unlink()
     with pytest.raises(PlatformError, match="status"):
         host_memory.resident_memory(proc)
+
+
+def test_the_scheduler_lets_openmp_threads_sleep_at_a_barrier_unless_told_otherwise() -> None:
+    code = (
+        "import os, sys; from runtime.plugins import bootstrap\n"
+        "assert 'torch' not in sys.modules, 'too late: OpenMP has read its settings'\n"
+        "with bootstrap.building(()): print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    assert run_python(code, HOOKERY_PLUGINS="").stdout == "PASSIVE\n"
+    assert run_python(code, HOOKERY_PLUGINS="", OMP_WAIT_POLICY="ACTIVE").stdout == "ACTIVE\n"
