@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hookery import HookRegistry, HookSource, HookState, HookType, HookWarning
@@ -113,6 +113,7 @@ specs_lists = st.lists(
 ).map(lambda pairs: [Spec(number, *pair) for number, pair in enumerate(pairs, start=1)])
 
 
+@settings(deadline=None)  # a pass over the modules of a process that has torch takes its time
 @given(specs=specs_lists, data=st.data())
 def test_any_hooks_applied_in_any_rounds_and_partly_taken_back_run_by_the_rules(
     specs: list[Spec], data: st.DataObject

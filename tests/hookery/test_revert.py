@@ -398,9 +398,6 @@ CALLS: list[Any] = [
 ]
 
 
-EXAMPLES = int(__import__("os").environ.get("EX", 60))
-
-
 class _Replacement:
     def sell(self, item: str) -> str:
         return item
@@ -568,4 +565,4 @@ class Lifecycle(RuleBasedStateMachine):
 
 
 TestLifecycle = Lifecycle.TestCase
-TestLifecycle.settings = settings(max_examples=EXAMPLES, stateful_step_count=25, deadline=None)
+TestLifecycle.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
