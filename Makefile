@@ -2,8 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PROMPT ?= The following functions
-RUN_FLAGS ?= --temperature 0.6 --seed 7 --max-new-tokens 96
+PROMPT ?= If the argument is
 PYTEST_FLAGS ?= -n auto
 
 .DEFAULT_GOAL := help
@@ -25,7 +24,7 @@ $(VENV)/.installed-dev: $(BIN)/python pyproject.toml
 	@touch $@ $(VENV)/.installed-runtime
 
 run: $(VENV)/.installed-runtime ## generate text with the embedded model, hooked by runtime.plugins.demo
-	$(BIN)/python -m runtime generate "$(PROMPT)" $(RUN_FLAGS) --plugin runtime.plugins.demo
+	$(BIN)/python -m runtime generate "$(PROMPT)" --plugin runtime.plugins.demo
 
 test: $(VENV)/.installed-dev ## run the test suite
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)

@@ -15,7 +15,7 @@ from runtime.core.errors import EngineError
 from runtime.core.sampling_params import SamplingParams
 from runtime.entrypoints import engine
 
-DEFAULT_PROMPT: Final = "The following functions"
+DEFAULT_PROMPT: Final = "If the argument is"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

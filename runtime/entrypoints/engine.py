@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 import hookery
+from runtime.assets import EMBEDDED_MODEL_DIR
 from runtime.config import ServerArgs
 from runtime.core.errors import InvalidRequestError
 from runtime.core.request import FinishReason
@@ -17,7 +17,7 @@ from runtime.core.sampling_params import SamplingParams
 from runtime.managers import tokenizer_manager
 from runtime.plugins import bootstrap
 
-EMBEDDED_MODEL: Final = str(Path(__file__).resolve().parent.parent / "assets" / "stdlib_llama")
+EMBEDDED_MODEL: Final = str(EMBEDDED_MODEL_DIR)
 """The small model that the package ships, trained on the documentation strings of Python's standard library."""
 
 
