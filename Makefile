@@ -13,7 +13,7 @@ help: ## show this list
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python 3.10 or newer is needed, this is {sys.version}"'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 
 $(VENV)/.installed-runtime: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[runtime]'

@@ -13,7 +13,8 @@ from hookery.hooks import Hook
 class HookRecord:
     """One hook as it stands at the moment of asking; every field is plain data.
 
-    ``calls`` is ``None`` unless counting is on for the hook. ``detail`` says why a hook is not applied.
+    ``calls`` is ``None`` unless counting is on for the hook; ``ran`` and ``calls`` are ``None`` for a class that
+    replaces a class, because nothing stands between it and whoever uses it. ``detail`` says why a hook is not applied.
     """
 
     target: str
@@ -27,11 +28,12 @@ class HookRecord:
     priority: int
     order: int
     reason: str | None
-    ran: bool
+    ran: bool | None
     calls: int | None
 
     @classmethod
     def of(cls, hook: Hook) -> HookRecord:
+        replaces_class = isinstance(hook.function, type)
         return cls(
             target=hook.target,
             hook=hook.function_name,
@@ -44,8 +46,8 @@ class HookRecord:
             priority=hook.priority,
             order=hook.order,
             reason=hook.reason,
-            ran=hook.ran,
-            calls=hook.calls if hook.counted else None,
+            ran=None if replaces_class else hook.ran,
+            calls=hook.calls if hook.counted and not replaces_class else None,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def format_table(records: Mapping[str, Sequence[HookRecord]]) -> str:
         for record in of_process:
             source = record.source if record.distribution is None else f"{record.source} ({record.distribution})"
             calls = "-" if record.calls is None else str(record.calls)
-            ran = "yes" if record.ran else "no"
+            ran = "-" if record.ran is None else "yes" if record.ran else "no"
             # The source of a hook is most often the module it lies in: then the module is named once.
             hook = record.hook.removeprefix(f"{record.source}:")
             rows.append((process, record.target, record.type.upper(), hook, source, record.state, ran, calls))

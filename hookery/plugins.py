@@ -111,6 +111,8 @@ def _choose(modules: Sequence[str], names: Iterable[str] | None) -> list[_Plugin
         if allowed is None or entry.name in allowed
     ]
     for module in modules:
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise PluginError(f"{module!r} is not the dotted name of a module; write it as an import statement would")
         plugins.append(_Plugin(HookSource(module), module, _module_loader(module), asked_for=True))
     return plugins
 

@@ -41,17 +41,18 @@ def rebind(wishes: Iterable[Rebinding]) -> list[tuple[Rebinding, Holder]]:
     as ``None`` or small integers, must not be asked for.
     """
     by_identity = {id(wish.old): wish for wish in wishes}
+    # Dictionaries are copied before they are walked: to build a list of items can let another thread change them.
     done: list[tuple[Rebinding, Holder]] = []
     if not by_identity:
         return done
-    for module_name, module in list(sys.modules.items()):
+    for module_name, module in sys.modules.copy().items():
         try:
             namespace = object.__getattribute__(module, "__dict__")
         except AttributeError:  # an entry of sys.modules need not be a module
             continue
         if type(namespace) is not dict or by_identity.keys().isdisjoint(map(id, list(namespace.values()))):
             continue
-        for name, value in list(namespace.items()):
+        for name, value in namespace.copy().items():
             wish = by_identity.get(id(value))
             if wish is not None and value is wish.old and id(namespace) not in wish.spared_globals:
                 namespace[name] = wish.new
@@ -61,6 +62,6 @@ def rebind(wishes: Iterable[Rebinding]) -> list[tuple[Rebinding, Holder]]:
 
 def give_back(namespace: dict[str, Any], stand_in: Any, original: Any) -> None:
     """Give a hook's own module the original where it holds the stand-in, so that the hook never calls itself."""
-    for name, value in list(namespace.items()):
+    for name, value in namespace.copy().items():
         if value is stand_in:
             namespace[name] = original

@@ -1,6 +1,6 @@
 """How one request wants its tokens chosen."""
 
-import math
+import sys
 from collections.abc import Callable
 
 import msgspec
@@ -9,6 +9,7 @@ from runtime.core.errors import InvalidRequestError
 
 # torch.Generator.manual_seed takes 64 bits; negative seeds would alias positive ones.
 MAX_SEED = 2**63 - 1
+MAX_COUNT = 2**31 - 1
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,10 +37,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_int("max_new_tokens", self.max_new_tokens, minimum=1)
-        _check_float("temperature", self.temperature, "a finite number >= 0", lambda v: 0.0 <= v < math.inf)
+        _check_int("max_new_tokens", self.max_new_tokens, minimum=1, maximum=MAX_COUNT)
+        _check_float("temperature", self.temperature, "a finite number >= 0", lambda v: 0.0 <= v <= sys.float_info.max)
         _check_float("top_p", self.top_p, "a number in (0, 1]", lambda v: 0.0 < v <= 1.0)
-        _check_int("top_k", self.top_k, minimum=0)
+        _check_int("top_k", self.top_k, minimum=0, maximum=MAX_COUNT)
         if self.seed is not None:
             _check_int("seed", self.seed, minimum=0, maximum=MAX_SEED)
         if not isinstance(self.ignore_eos, bool):
@@ -47,7 +48,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         if not isinstance(self.stop_token_ids, tuple):
             raise _invalid("stop_token_ids", self.stop_token_ids, "a tuple of token ids")
         for token_id in self.stop_token_ids:
-            _check_int("stop_token_ids", token_id, minimum=0)
+            _check_int("stop_token_ids", token_id, minimum=0, maximum=MAX_COUNT)
+        # Integers are fine to write, but a message has room for floats only.
+        msgspec.structs.force_setattr(self, "temperature", float(self.temperature))
+        msgspec.structs.force_setattr(self, "top_p", float(self.top_p))
 
     @property
     def is_greedy(self) -> bool:

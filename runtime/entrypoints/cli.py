@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -21,18 +23,30 @@ DEFAULT_PROMPT: Final = "If the argument is"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
     parsed = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows that it cannot
     try:
-        return int(parsed.run(parsed))
+        status = int(parsed.run(parsed))
+        sys.stdout.flush()
     except (EngineError, hookery.HookError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # Whoever read our output has left. Python would complain once more while it closes standard output.
-        sys.stderr.close()
+        _abandon_output()  # whoever read it has left
+        return 1
+    except OSError as error:
+        _abandon_output()
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
+    return status
+
+
+def _abandon_output() -> None:
+    """Standard output cannot be written any more: let what is still in its buffer go nowhere when Python exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,15 +129,20 @@ def _print_stream(served: engine.Engine, prompts: Sequence[str], params: Samplin
                 separator = "\n" if shown else ""
                 print(f"{separator}{prompts[shown]}{held_back[shown]}", end="", flush=True)
 
-    advance()
-    for chunk in served.stream(prompts, sampling_params=params):
-        generated += len(chunk.token_ids)
-        finished[chunk.index] = chunk.finish_reason is not None
-        if chunk.index == shown:
-            print(chunk.text, end="", flush=True)
-            advance()
-        else:
-            held_back[chunk.index] += chunk.text
+    stream = served.stream(prompts, sampling_params=params)  # refuses a bad prompt before anything is printed
+    try:
+        advance()
+        for chunk in stream:
+            generated += len(chunk.token_ids)
+            finished[chunk.index] = chunk.finish_reason is not None
+            if chunk.index == shown:
+                print(chunk.text, end="", flush=True)
+                advance()
+            else:
+                held_back[chunk.index] += chunk.text
+    except (EngineError, KeyboardInterrupt):
+        print(flush=True)  # end the line that the text broke off in
+        raise
     return generated
 
 

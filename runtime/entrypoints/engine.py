@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
@@ -11,7 +13,7 @@ from typing import Final
 import hookery
 from runtime.assets import EMBEDDED_MODEL_DIR
 from runtime.config import ServerArgs
-from runtime.core.errors import InvalidRequestError
+from runtime.core.errors import ConfigError, InvalidRequestError
 from runtime.core.request import FinishReason
 from runtime.core.sampling_params import SamplingParams
 from runtime.managers import tokenizer_manager
@@ -79,9 +81,11 @@ class Engine:
         max_total_tokens: int | None = None,
         plugins: Sequence[str] = (),
     ) -> None:
+        if isinstance(plugins, str) or not all(isinstance(plugin, str) for plugin in plugins):
+            raise ConfigError(f"plugins={plugins!r} is not valid: it must be a list of dotted module names")
         bootstrap.load_process_plugins(plugins)
         self.server_args = ServerArgs(
-            model=os.fspath(model),
+            model=os.fspath(model) if isinstance(model, os.PathLike) else model,
             dtype=dtype,
             max_running_requests=max_running_requests,
             max_prefill_tokens=max_prefill_tokens,
@@ -123,16 +127,14 @@ class Engine:
             EngineDeadError: the scheduler is gone.
         """
         requests = self._requests(prompts, input_ids, sampling_params)
-        texts: list[list[str]] = [[] for _ in requests]
         token_ids: list[list[int]] = [[] for _ in requests]
         reasons: list[FinishReason | None] = [None for _ in requests]
         for number, chunk in self.tokenizer_manager.stream(requests):
-            texts[number].append(chunk.text)
             token_ids[number] += chunk.token_ids
             reasons[number] = chunk.finish_reason
         return [
-            GenerateOutput("".join(text), ids, _finish_reason(reason), prompt_ids)
-            for text, ids, reason, (prompt_ids, _) in zip(texts, token_ids, reasons, requests, strict=True)
+            GenerateOutput(self.tokenizer_manager.decode(ids), ids, _finish_reason(reason), prompt_ids)
+            for ids, reason, (prompt_ids, _) in zip(token_ids, reasons, requests, strict=True)
         ]
 
     def stream(
@@ -141,15 +143,13 @@ class Engine:
         *,
         input_ids: Sequence[Sequence[int]] | None = None,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-    ) -> Iterator[StreamChunk]:
-        """Like `generate`, but yield the pieces of all outputs as they come.
+    ) -> Generator[StreamChunk, None, None]:
+        """Like `generate`, but yield the pieces of all outputs as they come. Errors of the arguments come at once.
 
         Closing the iterator early aborts what still runs.
         """
         requests = self._requests(prompts, input_ids, sampling_params)
-        for number, chunk in self.tokenizer_manager.stream(requests):
-            reason = None if chunk.finish_reason is None else chunk.finish_reason.value
-            yield StreamChunk(number, chunk.text, chunk.token_ids, reason)
+        return _stream_chunks(self.tokenizer_manager.stream(requests))
 
     def applied_hooks(self) -> dict[str, list[hookery.HookRecord]]:
         """The hooks of every process of the engine, by the name of the process.
@@ -172,14 +172,41 @@ class Engine:
             ids = [self.tokenizer_manager.encode(text) for text in texts]
         else:
             assert input_ids is not None, "one of the two is given"
-            ids = [list(row) for row in input_ids]
+            ids = [_token_ids(row) for row in input_ids]
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             params = [sampling_params or SamplingParams()] * len(ids)
         else:
             params = list(sampling_params)
+        for param in params:
+            if not isinstance(param, SamplingParams):
+                raise InvalidRequestError(f"sampling_params are SamplingParams, not {param!r}")
         if len(params) != len(ids):
             raise InvalidRequestError(f"{len(ids)} prompts but {len(params)} sampling parameters")
         return list(zip(ids, params, strict=True))
+
+
+def _token_ids(row: Sequence[int]) -> list[int]:
+    """A row of token ids as Python ints; NumPy's and torch's integers are welcome, floats and truth values are not."""
+    if isinstance(row, (str, bytes)) or not hasattr(row, "__iter__"):
+        raise InvalidRequestError(f"input_ids is a list of lists of token ids, and {row!r} is no list of token ids")
+    ids = []
+    for token_id in row:
+        try:
+            ids.append(operator.index(token_id))
+        except TypeError:
+            raise InvalidRequestError(f"a token id is an int, not {token_id!r}") from None
+        if isinstance(token_id, bool):
+            raise InvalidRequestError(f"a token id is an int, not {token_id!r}")
+    return ids
+
+
+def _stream_chunks(
+    stream: Generator[tuple[int, tokenizer_manager.Chunk], None, None],
+) -> Generator[StreamChunk, None, None]:
+    with closing(stream):
+        for number, chunk in stream:
+            reason = None if chunk.finish_reason is None else chunk.finish_reason.value
+            yield StreamChunk(number, chunk.text, chunk.token_ids, reason)
 
 
 def _finish_reason(reason: FinishReason | None) -> str:

@@ -45,7 +45,9 @@ class AbortRequest(msgspec.Struct, frozen=True, tag=True):
 
 
 class ListHooks(msgspec.Struct, frozen=True, tag=True):
-    """Ask for the hooks of the scheduler process."""
+    """Ask for the hooks of the scheduler process; the answer carries the same number."""
+
+    number: int
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
@@ -88,6 +90,7 @@ class BatchOutput(msgspec.Struct, frozen=True, tag=True):
 class HookListing(msgspec.Struct, frozen=True, tag=True):
     """The answer to `ListHooks`: one dictionary per `hookery.HookRecord`."""
 
+    number: int
     records: list[dict[str, Any]]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import hookery
 from runtime.config import ServerArgs
-from runtime.core.errors import InvalidRequestError
+from runtime.core.errors import EngineError, InvalidRequestError
 from runtime.core.request import Request
 from runtime.managers import batch_policy
 from runtime.managers.io_struct import (
@@ -67,6 +67,7 @@ class Scheduler:
         )
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
+        self.by_id: dict[str, Request] = {}
         self.stopping = False
 
     def event_loop(self) -> None:
@@ -100,7 +101,7 @@ class Scheduler:
                     self._abort(message.request_id)
                 case ListHooks():
                     records = [record.to_dict() for record in hookery.applied_hooks()]
-                    self.channel.send(HookListing(records))
+                    self.channel.send(HookListing(message.number, records))
                 case Shutdown():
                     self.stopping = True
                     return
@@ -127,13 +128,18 @@ class Scheduler:
     def process_batch_result(self, batch: ScheduleBatch, next_token_ids: list[int]) -> None:
         """Give every request its token, decide who has ended, send the tokens, release what has ended."""
         outputs = []
+        if len(next_token_ids) != len(batch.requests) or any(type(token_id) is not int for token_id in next_token_ids):
+            raise EngineError(
+                f"a batch of {len(batch.requests)} requests gave {next_token_ids!r} instead of one int for each; a hook"
+                " on Scheduler.run_batch or ModelRunner.sample has to return a list of ints"
+            )
         for request, token_id in zip(batch.requests, next_token_ids, strict=True):
             request.append_token(token_id, self.model_runner.eos_token_ids, self.limits.context_length)
             outputs.append(RequestOutput(request.request_id, [token_id], request.finish_reason))
         self.running = [request for request in self.running if not request.finished]
         for request in batch.requests:
             if request.finished:
-                self.model_runner.release(request)
+                self._forget(request)
         self.channel.send(BatchOutput(outputs))
 
     def _demand(self, request: Request) -> batch_policy.Demand:
@@ -151,14 +157,18 @@ class Scheduler:
         except InvalidRequestError as error:
             self.channel.send(BatchOutput([RequestOutput(message.request_id, [], error=str(error))]))
             return
-        self.waiting.append(Request(message.request_id, message.input_ids, message.sampling_params))
+        request = Request(message.request_id, message.input_ids, message.sampling_params)
+        self.by_id[request.request_id] = request
+        self.waiting.append(request)
 
     def _abort(self, request_id: str) -> None:
-        # A request that has ended already is unknown here: its terminal output is on its way.
-        for request in [*self.waiting, *self.running]:
-            if request.request_id == request_id:
-                request.abort()
-                return
+        request = self.by_id.get(request_id)
+        if request is not None:  # else it has ended, and its terminal output is on its way
+            request.abort()
+
+    def _forget(self, request: Request) -> None:
+        self.model_runner.release(request)
+        del self.by_id[request.request_id]
 
     def _release_finished(self) -> None:
         """Release what was aborted since the last batch landed, and send each its terminal output."""
@@ -168,5 +178,5 @@ class Scheduler:
         self.waiting = deque(request for request in self.waiting if not request.finished)
         self.running = [request for request in self.running if not request.finished]
         for request in ended:
-            self.model_runner.release(request)
+            self._forget(request)
         self.channel.send(BatchOutput([RequestOutput(r.request_id, [], r.finish_reason) for r in ended]))

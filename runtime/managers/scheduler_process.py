@@ -17,10 +17,13 @@ from runtime.config import ServerArgs
 from runtime.core.errors import EngineError
 from runtime.managers.io_struct import Channel, ChannelClosedError, SchedulerFailed, SchedulerReady, ToScheduler
 
+PARENT_POLL_SECONDS = 1.0
+
 
 def run_scheduler_process(server_args: ServerArgs, pipe: connection.Connection) -> None:
     """Entry point of the spawned process. Exits with 0 after a shutdown or when the main process is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's; it shuts this one down
+    os.dup2(2, 1)  # what a hook prints here is not the main process's output, which may be JSON
     _exit_with_parent()
     channel: Channel[ToScheduler] = Channel(pipe, ToScheduler)
     try:
@@ -49,19 +52,23 @@ def _report(channel: Channel[ToScheduler], error: Exception) -> None:
     if not isinstance(error, (EngineError, hookery.HookError)):
         traceback.print_exception(error)  # unforeseen: whoever has to mend it needs more than a line
     try:
-        channel.send(SchedulerFailed(type(error).__name__, str(error) or repr(error)))
+        channel.send(SchedulerFailed(type(error).__name__, " ".join((str(error) or repr(error)).split())))
     except ChannelClosedError:
         print(f"the scheduler failed and the main process is gone: {error}", file=sys.stderr)
 
 
 def _exit_with_parent() -> None:
-    """End this process when the main process ends, however it ends and whatever this process is doing."""
+    """End this process when the main process ends, however it ends and whatever this process is doing.
+
+    The sentinel tells at once, unless a fork of the main process keeps it open; then the changed parent tells.
+    """
     parent = parent_process()
     if parent is None:
         return
 
     def wait_for_parent() -> None:
-        connection.wait([parent.sentinel])
+        while os.getppid() == parent.pid and not connection.wait([parent.sentinel], PARENT_POLL_SECONDS):
+            continue
         os._exit(0)
 
     threading.Thread(target=wait_for_parent, name="exit-with-parent", daemon=True).start()

@@ -42,10 +42,12 @@ def _convert(model_dir: str) -> Tokenizer:
 
 
 class IncrementalDetokenizer:
-    """Turns the token ids of one output into text as they come; the pieces add up to the decoded whole.
+    """Turns the token ids of one output into text as they come.
 
     A token may be part of a character, and some tokenizers join a token differently depending on its neighbours, so
     each new piece is decoded together with the tokens before it, and held back while its last character is incomplete.
+    The pieces add up to the decoded whole, but for one case: a tokenizer with byte fallback may decode bytes that are
+    no text into other replacement characters once more tokens follow, and what has been shown is not taken back.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -59,20 +61,18 @@ class IncrementalDetokenizer:
         """Add token ids and return the text that they complete; with `last`, all that is left."""
         self.token_ids += token_ids
         if last:
-            return self._finish()
+            whole = self._decode(self.token_ids)
+            if whole.startswith(self.text):
+                piece = whole[len(self.text) :]
+                self.text = whole
+                return piece
         known = self._decode(self.token_ids[self._context_start : self._emitted_end])
         extended = self._decode(self.token_ids[self._context_start :])
-        if len(extended) <= len(known) or extended.endswith(_INCOMPLETE):
+        if len(extended) <= len(known) or (extended.endswith(_INCOMPLETE) and not last):
             return ""
         piece = extended[len(known) :]
         self._context_start, self._emitted_end = self._emitted_end, len(self.token_ids)
         self.text += piece
-        return piece
-
-    def _finish(self) -> str:
-        whole = self._decode(self.token_ids)
-        piece = whole[len(self.text) :] if whole.startswith(self.text) else ""
-        self.text = whole
         return piece
 
     def _decode(self, token_ids: list[int]) -> str:

@@ -1,19 +1,23 @@
 """The main process's side: owns the scheduler process, sends it requests and hands each its outputs.
 
-One thread reads everything that the scheduler says, so a scheduler that writes is never blocked by a main process that
-writes too, and the scheduler's death is seen at once whoever is waiting.
+One thread reads everything that the scheduler says and another writes everything that it is told. So neither process is
+ever blocked by the other's writing, the scheduler's death is seen at once whoever is waiting, and a Ctrl-C in the main
+thread can never cut a message in half.
 """
 
 from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import queue
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+import weakref
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import Final
 
@@ -38,7 +42,9 @@ from runtime.managers.io_struct import (
     SchedulerFailed,
     SchedulerReady,
     Shutdown,
+    ToScheduler,
 )
+from runtime.platforms import host_threads
 
 SHUTDOWN_SECONDS: Final = 5.0
 """How long the scheduler may take to leave before it is terminated."""
@@ -72,22 +78,30 @@ class TokenizerManager:
 
     def __init__(self, server_args: ServerArgs) -> None:
         self.tokenizer = tokenizer.load_tokenizer(server_args.model)
-        self._request_numbers = itertools.count()
+        self._numbers = itertools.count()
         self._pending: dict[str, _Pending] = {}
         self._lock = threading.Lock()
         self._listings: queue.SimpleQueue[HookListing | EngineError] = queue.SimpleQueue()
         self._listing_lock = threading.Lock()
         self._death: EngineError | None = None
         self._closing = False
+        self._closed = False
+        self._owner_pid = os.getpid()
+        self._outbox: queue.SimpleQueue[ToScheduler | None] = queue.SimpleQueue()
         self._process, self._channel = _spawn(server_args)
         try:
             self.limits = self._wait_until_ready()
         except BaseException:
-            self._process.terminate()
-            self.close()
+            self._process.kill()
+            self._process.join()
+            self._channel.close()
             raise
-        self._reader = threading.Thread(target=self._read, name="scheduler-reader", daemon=True)
-        self._reader.start()
+        self._threads = [
+            threading.Thread(target=self._read, name="scheduler-reader", daemon=True),
+            threading.Thread(target=self._write, name="scheduler-writer", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def scheduler_pid(self) -> int:
@@ -96,9 +110,23 @@ class TokenizerManager:
         return self._process.pid
 
     def encode(self, prompt: str) -> list[int]:
-        """The token ids of a prompt, with the special tokens that the tokenizer adds."""
+        """The token ids of a prompt, with the special tokens that the tokenizer adds.
+
+        Raises:
+            InvalidRequestError: the prompt is not a text, or one that is not valid Unicode.
+        """
+        if not isinstance(prompt, str):
+            raise InvalidRequestError(f"a prompt is a str, not {prompt!r}")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(f"the prompt {prompt!r} is not valid Unicode: {error.reason}") from None
         ids: list[int] = self.tokenizer.encode(prompt).ids
         return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of generated token ids, without special tokens."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def check(self, input_ids: Sequence[int], params: SamplingParams) -> None:
         """Refuse a request that can never run, before anything is sent.
@@ -114,18 +142,21 @@ class TokenizerManager:
             vocab_size=self.limits.vocab_size,
         )
 
-    def stream(self, requests: Sequence[tuple[list[int], SamplingParams]]) -> Iterator[tuple[int, Chunk]]:
+    def stream(self, requests: Sequence[tuple[list[int], SamplingParams]]) -> Generator[tuple[int, Chunk], None, None]:
         """Run requests, each given as token ids and sampling parameters, together.
 
-        Yields `(number, chunk)` in the order in which chunks come; `number` is the position in `requests`. Whoever
-        stops iterating early aborts what is still running.
+        Yields `(number, chunk)` in the order in which chunks come; `number` is the position in `requests`. Nothing is
+        sent before the first chunk is asked for, and whoever stops asking early aborts what is still running.
 
         Raises:
-            InvalidRequestError: a request can never run; nothing was sent.
+            InvalidRequestError: a request can never run; at once, before anything is sent.
             EngineDeadError: the scheduler is gone.
         """
         for input_ids, params in requests:
             self.check(input_ids, params)
+        return self._stream(requests)
+
+    def _stream(self, requests: Sequence[tuple[list[int], SamplingParams]]) -> Generator[tuple[int, Chunk], None, None]:
         arrivals: queue.SimpleQueue[tuple[int, RequestOutput | EngineError]] = queue.SimpleQueue()
         running: dict[int, _Pending] = {}
         detokenizers = [tokenizer.IncrementalDetokenizer(self.tokenizer) for _ in requests]
@@ -156,21 +187,20 @@ class TokenizerManager:
         input_ids: list[int],
         params: SamplingParams,
     ) -> _Pending:
-        request = _Pending(f"request-{next(self._request_numbers)}", number, arrivals)
+        request = _Pending(f"request-{next(self._numbers)}", number, arrivals)
         with self._lock:
-            if self._death is not None:
-                raise self._death
+            self._check_alive()
             self._pending[request.request_id] = request
-        self._send(GenerateRequest(request.request_id, input_ids, params))
+            self._outbox.put(GenerateRequest(request.request_id, input_ids, params))
         return request
 
     def _abort(self, request: _Pending) -> None:
         """End a request early. What it holds is freed when the batch it is in has landed."""
+        if os.getpid() != self._owner_pid:
+            return
         with self._lock:
-            known = self._pending.pop(request.request_id, None)
-            alive = self._death is None
-        if known is not None and alive:
-            self._send(AbortRequest(request.request_id))
+            if self._pending.pop(request.request_id, None) is not None:
+                self._outbox.put(AbortRequest(request.request_id))
 
     def scheduler_hooks(self) -> list[hookery.HookRecord]:
         """The hooks of the scheduler process.
@@ -179,52 +209,69 @@ class TokenizerManager:
             EngineDeadError: the engine has stopped.
         """
         with self._listing_lock:
-            if self._death is not None:
-                raise self._death
-            self._send(ListHooks())
-            answer = self._listings.get()
-        if isinstance(answer, EngineError):
-            raise answer
-        return [hookery.HookRecord(**record) for record in answer.records]
+            number = next(self._numbers)
+            with self._lock:
+                self._check_alive()
+                self._outbox.put(ListHooks(number))
+            while True:  # an answer to a question that was interrupted may come first
+                answer = self._listings.get()
+                if isinstance(answer, EngineError):
+                    raise answer
+                if answer.number == number:
+                    return [hookery.HookRecord(**record) for record in answer.records]
 
     def close(self) -> None:
-        """Stop the scheduler; it is terminated if it does not leave by itself. May be called again."""
-        if self._closing:
+        """Stop the scheduler; it is killed if it does not leave by itself. May be called again, also from a fork of
+        the process that owns it, where it does nothing."""
+        if self._closed or os.getpid() != self._owner_pid:
             return
         self._closing = True
-        with suppress(ChannelClosedError):  # it may be gone already, which is what is wanted
-            self._channel.send(Shutdown())
-        self._process.join(SHUTDOWN_SECONDS)
-        if self._process.is_alive():
+        try:
+            self._outbox.put(Shutdown())
+            self._process.join(SHUTDOWN_SECONDS)
+        finally:  # an impatient Ctrl-C leaves no process behind
             self._process.kill()
             self._process.join()
-        reader = getattr(self, "_reader", None)
-        if reader is not None:
-            reader.join()
-        self._channel.close()
+            self._outbox.put(None)
+            for thread in self._threads:
+                thread.join()
+            self._channel.close()
+            self._closed = True
 
     def _wait_until_ready(self) -> EngineLimits:
         try:
             first = self._channel.receive(wait=True)
         except ChannelClosedError:
-            # It could not say why itself: killed, or its program could not be imported again, as spawning requires.
-            raise EngineDeadError(
-                f"the scheduler process {self._how_it_ended()} while it was starting (a script that makes an Engine"
-                ' must do so under `if __name__ == "__main__":`)'
-            ) from None
+            how = f"the scheduler process {self._how_it_ended()} while it was starting"
+            if self._process.exitcode == 1:  # it could not say why: it did not get as far as its own first line
+                how += ' (a script that makes an Engine must do so under `if __name__ == "__main__":`)'
+            raise EngineDeadError(how) from None
         if isinstance(first, SchedulerReady):
             return first.limits
         if isinstance(first, SchedulerFailed):
             raise _as_error(first)
         raise AssertionError(f"the scheduler spoke before it was ready: {first!r}")
 
-    def _send(self, message: GenerateRequest | AbortRequest | ListHooks) -> None:
-        try:
-            self._channel.send(message)
-        except ChannelClosedError:
-            self._die()
-            assert self._death is not None
-            raise self._death from None
+    def _check_alive(self) -> None:
+        """Called with the lock held, before anything is put into the outbox."""
+        if os.getpid() != self._owner_pid:
+            raise EngineDeadError(
+                f"the engine belongs to process {self._owner_pid}, which this one was forked from; make one here"
+            )
+        if self._death is not None:
+            raise self._death
+
+    def _write(self) -> None:
+        """The writing thread: until the manager closes or the scheduler is gone."""
+        while (message := self._outbox.get()) is not None:
+            try:
+                self._channel.send(message)
+            except ChannelClosedError:
+                return  # the reading thread sees it too, and tells everybody
+            except Exception as error:  # noqa: BLE001  (whatever it is, nobody may be left waiting for an answer)
+                self._die(EngineDeadError(f"a request could not be sent: {type(error).__name__}: {error}"))
+                self._process.kill()
+                return
 
     def _read(self) -> None:
         """The reading thread: until the scheduler closes its end."""
@@ -233,6 +280,10 @@ class TokenizerManager:
                 message = self._channel.receive(wait=True)
             except ChannelClosedError:
                 self._die()
+                return
+            except Exception as error:  # noqa: BLE001  (whatever it is, nobody may be left waiting for an answer)
+                self._die(EngineDeadError(f"the scheduler's answer is not understood: {type(error).__name__}: {error}"))
+                self._process.kill()
                 return
             match message:
                 case BatchOutput():
@@ -277,28 +328,48 @@ class TokenizerManager:
 
 
 def _spawn(server_args: ServerArgs) -> tuple[SpawnProcess, Channel[FromScheduler]]:
+    if multiprocessing.current_process().daemon:
+        raise EngineError(
+            "an engine cannot be made in a daemonic process, such as a worker of multiprocessing.Pool, because it"
+            " starts a process of its own; concurrent.futures.ProcessPoolExecutor has workers that can"
+        )
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(
         target=scheduler_process.run_scheduler_process, args=(server_args, theirs), name="scheduler", daemon=True
     )
-    with _without_interrupt():
+    with host_threads.children_wait_passively(), _interrupt_blocked():
         process.start()
     theirs.close()  # so that the end of the process closes the channel
+    _processes.add(process)
     return process, Channel(ours, FromScheduler)
 
 
+_processes: weakref.WeakSet[SpawnProcess] = weakref.WeakSet()
+
+
+def _disown_in_fork() -> None:
+    """In a fork of the main process: multiprocessing terminates the children it knows of at exit, and these are not
+    the fork's."""
+    for process in _processes:
+        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
+
+
+os.register_at_fork(after_in_child=_disown_in_fork)
+
+
 @contextmanager
-def _without_interrupt() -> Iterator[None]:
-    """Let the child start with SIGINT ignored: Ctrl-C goes to the whole terminal, and the main process handles it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set signal handlers; the child ignores SIGINT itself a moment later
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _interrupt_blocked() -> Iterator[None]:
+    """Start children with SIGINT blocked: Ctrl-C goes to the whole terminal, and the main process handles it.
+
+    One that comes meanwhile is delivered to this process at the end.
+    """
+    resource_tracker.ensure_running()  # its own start would unblock the signal
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _as_error(failed: SchedulerFailed) -> Exception:

@@ -82,7 +82,12 @@ def load_model(
     if isinstance(dtype, str):
         dtype = resolve_dtype(dtype, config, model_dir)
     files = _weight_files(model_dir)
-    model = model_cls(config, dtype, device)
+    try:
+        model = model_cls(config, dtype, device)
+    except RuntimeError as error:  # torch says so when it cannot allocate
+        raise ModelLoadError(
+            f"{model_dir}: the model that config.json describes does not fit the memory: {_one_line(error)[:200]}"
+        ) from error
     targets = model.checkpoint_tensors()
     plan = _plan(model, targets, files)
     with torch.no_grad():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 WAIT_POLICY_ENV = "OMP_WAIT_POLICY"
 
@@ -15,3 +17,19 @@ def wait_passively() -> None:
     programs on two cores, spinning decoded 18 to 32 tokens/s where sleeping decoded 900 to 1600.
     """
     os.environ.setdefault(WAIT_POLICY_ENV, "PASSIVE")
+
+
+@contextmanager
+def children_wait_passively() -> Iterator[None]:
+    """Processes that are started in the body wait passively; this one stays as it is.
+
+    A spawned child imports the user's main module before anything of ours, and torch with it, perhaps: its
+    environment has to be right from the start.
+    """
+    given = os.environ.get(WAIT_POLICY_ENV)
+    wait_passively()
+    try:
+        yield
+    finally:
+        if given is None:
+            os.environ.pop(WAIT_POLICY_ENV, None)

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import hookery
-from runtime.platforms import host_threads
 
 
 def load_process_plugins(modules: Sequence[str]) -> None:
@@ -38,7 +37,6 @@ def building(modules: Sequence[str]) -> Iterator[None]:
         hookery.HookError: as `load_process_plugins`; or a hook's target does not exist, the platform's included.
         PlatformError: no platform can be chosen.
     """
-    host_threads.wait_passively()
     load_process_plugins(modules)
     with warnings.catch_warnings():
         # A target that turns out to be missing while the body imports is raised at the end; once is enough.

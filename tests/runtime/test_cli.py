@@ -119,6 +119,7 @@ def test_the_demo_plugin_is_listed_in_both_processes_and_runs_in_the_scheduler()
 
 def test_without_a_plugin_nothing_is_hooked_and_no_table_is_printed() -> None:
     done = generate("The", "--max-new-tokens", "2")
+    assert done.returncode == 0, done.stderr
     assert "Scheduler.step" not in done.stdout
 
 
@@ -185,9 +186,12 @@ def test_a_prompt_longer_than_the_context_is_one_clear_line() -> None:
         ("--top-p", "0", "top_p=0.0"),
         ("--top-k", "-3", "top_k=-3"),
         ("--max-new-tokens", "0", "max_new_tokens=0"),
+        ("--max-new-tokens", "9" * 30, "max_new_tokens=999"),
+        ("--top-k", "9" * 30, "top_k=999"),
         ("--seed", "-1", "seed=-1"),
         ("--dtype", "int3", "dtype='int3'"),
         ("--plugin", "no_such_plugin", "no_such_plugin"),
+        ("--plugin", "./no_such_plugin.py", "not the dotted name of a module"),
     ],
 )
 def test_a_bad_argument_is_one_clear_line(flag: str, value: str, says: str) -> None:
@@ -217,6 +221,130 @@ def test_a_hook_target_that_does_not_exist_is_one_clear_line(
     )
     flags = ["--model", str(llama_checkpoint), "--plugin", "missing_target_plugin"]
     assert_one_clear_line(generate("x", *flags, python_path=[tmp_path]), target, says)
+
+
+HOOK = """
+import hookery
+
+@hookery.plugin_hook("runtime.model_executor.model_runner.ModelRunner.sample", hookery.HookType.AFTER)
+def hook(result, *args, **kwargs):
+    {body}
+"""
+
+
+def generate_hooked(
+    directory: Path, body: str, *arguments: str, model: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    (directory / "sample_hook.py").write_text(HOOK.format(body=body))
+    flags = ["--plugin", "sample_hook", "--max-new-tokens", "3", *arguments]
+    return generate("def", *flags, *(["--model", str(model)] if model else []), python_path=[directory])
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("return [float(token_id) for token_id in result]", "instead of one int for each"),
+        ("return [*result, 1]", "instead of one int for each"),
+        ("raise ValueError('first line\\nsecond line')", "the scheduler failed: ValueError: first line second line"),
+    ],
+)
+def test_a_hook_that_breaks_the_scheduler_ends_the_command_with_its_error(
+    tmp_path: Path, llama_checkpoint: Path, body: str, says: str
+) -> None:
+    done = generate_hooked(tmp_path, body, model=llama_checkpoint)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert says in line
+
+
+def test_what_a_hook_prints_in_the_scheduler_does_not_mix_with_the_output(
+    tmp_path: Path, llama_checkpoint: Path
+) -> None:
+    done = generate_hooked(tmp_path, "print('from the hook', flush=True)", "--json", model=llama_checkpoint)
+    assert json.loads(done.stdout)["outputs"]
+    assert "from the hook" in done.stderr
+
+
+def test_an_error_after_some_text_stands_on_a_line_of_its_own(endless: list[str]) -> None:
+    process = subprocess.Popen(
+        command(*endless), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+    )
+    assert process.stdout is not None
+    process.stdout.read(5)
+    (scheduler,) = children_of(process.pid)
+    os.kill(scheduler, signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert output.splitlines()[-1].startswith("error: the scheduler process")
+
+
+def test_a_refused_prompt_is_not_printed() -> None:
+    done = generate("word " * 2000)
+    assert done.stdout == ""
+
+
+def test_text_that_the_terminal_cannot_show_is_replaced(llama_checkpoint: Path) -> None:
+    done = subprocess.run(
+        command("caf\u00e9", "--max-new-tokens", "2", "--model", str(llama_checkpoint)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**environment(), "PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("caf?")
+
+
+def test_an_output_that_cannot_be_written_is_one_clear_line(llama_checkpoint: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command("x", "--max-new-tokens", "2", "--model", str(llama_checkpoint)),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            env=environment(),
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: [Errno 28]")
+    assert "Traceback" not in done.stderr
+
+
+def test_closed_standard_files_are_not_taken_by_the_channel(tmp_path: Path, llama_checkpoint: Path) -> None:
+    (tmp_path / "sample_hook.py").write_text(HOOK.format(body="print('into whatever is number 1', flush=True)"))
+    flags = f"--plugin sample_hook --max-new-tokens 2 --model {llama_checkpoint}"
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m runtime generate x {flags} <&- >&-"],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        env=environment([tmp_path]),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_scheduler_does_not_outlive_a_killed_command_that_was_forked(llama_checkpoint: Path) -> None:
+    code = (
+        "import os, signal, time\n"
+        "from runtime.entrypoints.engine import Engine\n"
+        "if __name__ == '__main__':\n"
+        f"    engine = Engine({str(llama_checkpoint)!r})\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(30); os._exit(0)\n"
+        "    print(engine.tokenizer_manager.scheduler_pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    script = llama_checkpoint.parent / "forks.py"
+    script.write_text(code)
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment(), start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        scheduler = int(process.stdout.readline())
+        wait_until_gone([scheduler])
+        os.killpg(process.pid, signal.SIGKILL)  # the fork that sleeps
 
 
 def test_a_killed_scheduler_ends_the_command_within_five_seconds_and_leaves_nothing(endless: list[str]) -> None:
@@ -264,8 +392,10 @@ def test_a_reader_that_leaves_early_ends_the_command(endless: list[str]) -> None
         (scheduler,) = children_of(process.pid)
         assert process.stdout is not None
         process.stdout.close()
-        process.wait(timeout=60)
+        assert process.wait(timeout=60) == 1
         wait_until_gone([scheduler])
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
 
 
 def test_no_command_and_unknown_flags_show_the_usage() -> None:

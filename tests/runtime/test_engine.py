@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import _thread
+import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
 
-from runtime.core.errors import ConfigError, EngineDeadError, InvalidRequestError, ModelLoadError
+from runtime.core.errors import ConfigError, EngineDeadError, EngineError, InvalidRequestError, ModelLoadError
 from runtime.core.sampling_params import SamplingParams
 from runtime.entrypoints.engine import EMBEDDED_MODEL, Engine
 from tests.processes import children_of, wait_until_gone
@@ -161,12 +165,81 @@ def test_closing_a_stream_early_frees_what_it_held(llama_checkpoint: Path) -> No
         ({}, "give either prompts or input_ids"),
         ({"prompts": ["a"], "input_ids": [[1]]}, "give either prompts or input_ids"),
         ({"prompts": ["a", "b"], "sampling_params": [GREEDY]}, "2 prompts but 1 sampling parameters"),
+        ({"input_ids": [[1.0, 2.5]]}, "a token id is an int, not 1.0"),
+        ({"input_ids": [[True]]}, "a token id is an int, not True"),
+        ({"input_ids": [1, 2]}, "1 is no list of token ids"),
+        ({"input_ids": ["abc"]}, "'abc' is no list of token ids"),
+        ({"prompts": [b"bytes"]}, "a prompt is a str, not b'bytes'"),
+        ({"prompts": ["ab\udcff"]}, "not valid Unicode"),
+        ({"prompts": ["a"], "sampling_params": [None]}, "sampling_params are SamplingParams, not None"),
     ],
 )
 def test_a_bad_request_is_refused_and_the_engine_goes_on(engine: Engine, arguments: dict, says: str) -> None:
     with pytest.raises(InvalidRequestError, match=says):
         engine.generate(**arguments)
     assert len(engine.generate("still there", sampling_params=GREEDY)[0].token_ids) == NEW_TOKENS
+
+
+def test_token_ids_may_be_integers_of_numpy_and_torch(engine: Engine) -> None:
+    rows = [[5, 6, 7], np.array([5, 6, 7]), torch.tensor([5, 6, 7])]
+    outputs = engine.generate(input_ids=rows, sampling_params=GREEDY)
+    assert outputs[0].token_ids == outputs[1].token_ids == outputs[2].token_ids
+
+
+def test_a_stream_refuses_a_bad_request_before_it_is_asked_for_a_chunk(engine: Engine) -> None:
+    with pytest.raises(InvalidRequestError, match="the prompt is empty"):
+        engine.stream(input_ids=[[]])
+
+
+def test_an_interrupt_while_requests_are_being_sent_leaves_the_engine_whole(
+    engine: Engine, llama_checkpoint: Path
+) -> None:
+    prompts = [[5] * 200] * 300
+    for delay in (0.001, 0.003, 0.01):
+        timer = threading.Timer(delay, _thread.interrupt_main)
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate(input_ids=prompts, sampling_params=SamplingParams(max_new_tokens=50, ignore_eos=True))
+        timer.join()
+    (output,) = engine.generate(input_ids=[[1, 2, 3]], sampling_params=GREEDY)
+    assert output.token_ids == reference_greedy(llama_checkpoint, [1, 2, 3], NEW_TOKENS)
+
+
+def test_openmp_threads_of_the_scheduler_sleep_at_a_barrier(engine: Engine) -> None:
+    environment = Path(f"/proc/{engine.tokenizer_manager.scheduler_pid}/environ").read_bytes().split(b"\0")
+    assert b"OMP_WAIT_POLICY=" + os.environ.get("OMP_WAIT_POLICY", "PASSIVE").encode() in environment
+
+
+def test_a_fork_of_the_main_process_can_neither_use_nor_end_the_engine(engine: Engine) -> None:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            engine.generate("x")
+        except EngineDeadError as error:
+            os.write(writing, str(error).encode())
+        engine.shutdown()
+        multiprocessing.util._exit_function()  # type: ignore[attr-defined]  # what sys.exit would run
+        os._exit(0)
+    os.close(writing)
+    assert os.waitpid(child, 0)[1] == 0
+    with os.fdopen(reading) as said:
+        assert f"the engine belongs to process {os.getpid()}" in said.read()
+    assert len(engine.generate("x", sampling_params=GREEDY)[0].token_ids) == NEW_TOKENS
+
+
+def test_a_daemonic_process_is_told_that_it_cannot_make_an_engine() -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        said = pool.apply(make_an_engine)
+    assert "cannot be made in a daemonic process" in said
+
+
+def make_an_engine() -> str:
+    try:
+        Engine()
+    except EngineError as error:
+        return str(error)
+    return "made"
 
 
 def test_no_prompts_give_no_outputs(engine: Engine) -> None:
@@ -221,6 +294,8 @@ def test_shutdown_ends_a_request_that_runs(llama_checkpoint: Path) -> None:
         ({"model": "no/such/directory"}, ModelLoadError, "does not exist"),
         ({"dtype": "int4"}, ConfigError, "dtype='int4' is not known"),
         ({"max_running_requests": 0}, ConfigError, "max_running_requests=0"),
+        ({"plugins": "runtime.plugins.demo"}, ConfigError, "it must be a list of dotted module names"),
+        ({"model": None}, ConfigError, "model=None"),
     ],
 )
 def test_bad_arguments_are_refused_before_a_process_is_started(

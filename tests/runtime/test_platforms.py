@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from runtime import platforms
 from runtime.core.errors import ConfigError, PlatformError
-from runtime.platforms import host_memory
+from runtime.platforms import host_memory, host_threads
 from runtime.platforms.cpu import CpuDeviceMixin, CpuSRTPlatform
 
 
@@ -179,11 +180,13 @@ def test_unreadable_or_incomplete_figures_are_named(tmp_path: Path) -> None:
         host_memory.resident_memory(proc)
 
 
-def test_the_scheduler_lets_openmp_threads_sleep_at_a_barrier_unless_told_otherwise() -> None:
-    code = (
-        "import os, sys; from runtime.plugins import bootstrap\n"
-        "assert 'torch' not in sys.modules, 'too late: OpenMP has read its settings'\n"
-        "with bootstrap.building(()): print(os.environ['OMP_WAIT_POLICY'])"
-    )
-    assert run_python(code, HOOKERY_PLUGINS="").stdout == "PASSIVE\n"
-    assert run_python(code, HOOKERY_PLUGINS="", OMP_WAIT_POLICY="ACTIVE").stdout == "ACTIVE\n"
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_children_let_openmp_threads_sleep_at_a_barrier_unless_told_otherwise(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    with host_threads.children_wait_passively():
+        assert os.environ["OMP_WAIT_POLICY"] == (given or "PASSIVE")
+    assert os.environ.get("OMP_WAIT_POLICY") == given
