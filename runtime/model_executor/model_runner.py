@@ -66,7 +66,13 @@ class ModelRunner:
         self.vocab_size = self.model_config.vocab_size
         self.model, _ = loader.load_model(self.server_args.model, self.dtype, self.device)
         self.max_total_tokens = self._resolve_max_total_tokens()
-        self._create_pools()
+        try:
+            self._create_pools()
+        except RuntimeError as error:  # torch says so when it cannot allocate
+            raise PlatformError(
+                f"no memory for {self.server_args.max_running_requests} requests of {self.context_length} tokens and"
+                f" {self.max_total_tokens} KV slots; lower max_running_requests or max_total_tokens"
+            ) from error
         logger.info(
             "%s on %s (%.1f GiB, %.1f GiB in use): %s, context of %d tokens, %d KV slots",
             self.server_args.model,

@@ -16,7 +16,14 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from runtime.core.errors import ConfigError, EngineDeadError, EngineError, InvalidRequestError, ModelLoadError
+from runtime.core.errors import (
+    ConfigError,
+    EngineDeadError,
+    EngineError,
+    InvalidRequestError,
+    ModelLoadError,
+    PlatformError,
+)
 from runtime.core.sampling_params import SamplingParams
 from runtime.entrypoints.engine import EMBEDDED_MODEL, Engine
 from tests.processes import children_of, wait_until_gone
@@ -305,6 +312,11 @@ def test_bad_arguments_are_refused_before_a_process_is_started(
     with pytest.raises(error, match=says):
         Engine(**arguments)
     assert children_of(os.getpid()) == before
+
+
+def test_pools_that_do_not_fit_the_memory_are_a_clear_error(llama_checkpoint: Path) -> None:
+    with pytest.raises(PlatformError, match="no memory for 1000000000000 requests"):
+        Engine(llama_checkpoint, max_running_requests=10**12, max_total_tokens=100)
 
 
 def test_what_only_the_scheduler_can_know_is_raised_with_its_own_type(llama_checkpoint: Path) -> None:
