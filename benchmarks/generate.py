@@ -103,7 +103,7 @@ class TransformersSide:
                 input_ids,
                 attention_mask=torch.ones_like(input_ids),
                 max_new_tokens=new_tokens,
-                min_new_tokens=new_tokens,
+                eos_token_id=None,  # both sides go on to the last token
                 do_sample=False,
                 pad_token_id=0,
                 stopping_criteria=transformers.StoppingCriteriaList([clock]),
