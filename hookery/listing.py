@@ -13,7 +13,8 @@ from hookery.hooks import Hook
 class HookRecord:
     """One hook as it stands at the moment of asking; every field is plain data.
 
-    ``calls`` is ``None`` unless counting is on for the hook. ``detail`` says why a hook is not applied.
+    ``calls`` is ``None`` unless counting is on for the hook. ``detail`` says why a hook is not applied, ``engine_reason`` why
+    this engine puts it in place, ``last_error`` what it raised last where ``on_error`` lets the program go on.
     """
 
     target: str
@@ -29,6 +30,10 @@ class HookRecord:
     reason: str | None
     ran: bool
     calls: int | None
+    engine_reason: str
+    on_error: str
+    last_error: str | None
+    versions: str | None
 
     @classmethod
     def of(cls, hook: Hook) -> HookRecord:
@@ -46,6 +51,10 @@ class HookRecord:
             reason=hook.reason,
             ran=hook.ran,
             calls=hook.calls if hook.counted else None,
+            engine_reason=hook.engine_reason,
+            on_error=hook.on_error,
+            last_error=hook.last_error,
+            versions=hook.versions,
         )
 
     def to_dict(self) -> dict[str, Any]:

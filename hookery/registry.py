@@ -153,7 +153,7 @@ class HookRegistry:
             elif isinstance(outcome, Exception) and (strict or not isinstance(outcome, TargetNotFoundError)):
                 failures.append((hook.source, outcome))
         if resolved:
-            engines.prepare()
+            engines.prepare({_engine_needed(hook, target) for hook, target in resolved})
         with patches.lock:
             # Classes first, outermost first: a member hook belongs to whichever class stands at the name.
             resolved.sort(key=lambda pair: _class_depth(pair[1]))
@@ -299,6 +299,13 @@ _orders = iter(range(1, 2**62))
 
 def _next_order() -> int:
     return next(_orders)
+
+
+def _engine_needed(hook: Hook, target: Target) -> str:
+    try:
+        return engines.choose(target, hook.engine_asked)[0]
+    except (HookError, TypeError):
+        return hook.engine_asked  # applying says what is wrong
 
 
 def _class_depth(target: Target) -> tuple[bool, int]:
