@@ -26,7 +26,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from hookery import signatures
-from hookery.chain import Callee, Fused, fuse, renamed
+from hookery.callees import Callee
+from hookery.chain import fuse
+from hookery.generation import Fused, renamed
 from hookery.hooks import HookError
 from hookery.targets import Target, TargetKind
 
@@ -57,7 +59,9 @@ def choose(target: Target, asked: str) -> tuple[str, str]:
     if asked == ENGINE_IN_PLACE:
         if why_not is not None or target.kind is TargetKind.ABSENT:
             why_not = why_not or "None"
-            raise TypeError(f"{target.name} cannot be hooked in place, only plain Python functions can: it is {why_not}")
+            raise TypeError(
+                f"{target.name} cannot be hooked in place, only plain Python functions can: it is {why_not}"
+            )
         if target.inherited:
             raise TypeError(
                 f"{target.name} cannot be hooked in place: it is inherited, and every class that shares the function"
@@ -107,7 +111,10 @@ class StandIn(Protocol):
 
     value: Any
     callee: Callee
-    free_variables: tuple[str, ...]
+
+    @property
+    def free_variables(self) -> tuple[str, ...]:
+        """The names that the code shall have as free variables."""
 
     def use(self, fused: Fused) -> None:
         """Do this from the next call on."""
@@ -176,7 +183,7 @@ class Generated:
     """A function made for the target. Its globals are its own and nameless: a compiler that follows a function's
     globals by their module's name would look in the wrong place."""
 
-    free_variables = ()
+    free_variables: tuple[str, ...] = ()
 
     def __init__(self, target: Target) -> None:
         self.callee = _callee(target)
@@ -245,7 +252,7 @@ class InPlace:
         self.function: types.FunctionType = function
         self.value = target.raw
         self.original_code = function.__code__
-        self.free_variables = function.__code__.co_freevars
+        self.free_variables: tuple[str, ...] = function.__code__.co_freevars
         twin = types.FunctionType(
             function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
         )
@@ -293,7 +300,7 @@ def _wrapper_class() -> type:
 class Wrapped:
     """A ``wrapt.FunctionWrapper``, whatever the number of hooks."""
 
-    free_variables = ()
+    free_variables: tuple[str, ...] = ()
 
     def __init__(self, target: Target) -> None:
         self.callee = _callee(target)

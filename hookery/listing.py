@@ -13,8 +13,9 @@ from hookery.hooks import Hook
 class HookRecord:
     """One hook as it stands at the moment of asking; every field is plain data.
 
-    ``calls`` is ``None`` unless counting is on for the hook. ``detail`` says why a hook is not applied, ``engine_reason`` why
-    this engine puts it in place, ``last_error`` what it raised last where ``on_error`` lets the program go on.
+    ``calls`` is ``None`` unless counting is on for the hook. ``detail`` says why a hook is not applied,
+    ``engine_reason`` why this engine puts it in place, ``last_error`` what it raised last where ``on_error`` lets the
+    program go on.
     """
 
     target: str

@@ -23,9 +23,7 @@ def may_import_later(namespace: dict[str, Any]) -> bool:
     interactive prompt, or in a function that imports into a global."""
     if namespace.get("__name__") == "__main__" and (hasattr(sys, "ps1") or sys.flags.interactive):
         return True
-    running = [
-        frame for frame in _frames() if frame.f_globals is namespace and frame.f_code.co_name.startswith("<")
-    ]
+    running = [frame for frame in _frames() if frame.f_globals is namespace and frame.f_code.co_name.startswith("<")]
     bodies = [frame for frame in running if frame.f_code.co_name == "<module>"]
     if any(_imports_after(frame) for frame in bodies):
         return True

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hookery import chain, engines, reach
+from hookery.generation import Fused
 from hookery.hooks import Hook, HookError, HookState, HookType, HookWarning, MissedHookWarning, TargetNotFoundError
 from hookery.own_modules import may_import_later
 from hookery.targets import Target, TargetKind, may_concern, owner_path, resolve
@@ -226,7 +227,7 @@ def swap(older: Hook, newer: Hook) -> None:
         refresh(patch)
 
 
-def _fuse(patch: Patch, hooks: list[Hook], prelude: Callable[[], None] | None = None) -> chain.Fused:
+def _fuse(patch: Patch, hooks: list[Hook], prelude: Callable[[], None] | None = None) -> Fused:
     assert patch.made is not None
     callee = patch.made.callee
     if patch.target.kind is TargetKind.ABSENT and hooks:
