@@ -169,7 +169,9 @@ class TestOwnModule:
     ) -> None:
         import importlib
 
-        plug = modules.load("plug", "from shop import price as original\ndef louder(item): return original(item).upper()")
+        plug = modules.load(
+            "plug", "from shop import price as original\ndef louder(item): return original(item).upper()"
+        )
         registry.register("shop.price", plug.louder, HookType.REPLACE)
         registry.register("shop.price", lambda item: None, HookType.BEFORE, source=HookSource("another"))
         registry.apply_hooks()
@@ -209,7 +211,9 @@ class TestOwnModule:
     def test_a_module_that_gets_a_hook_after_it_was_rebound_is_given_the_original_back(
         self, modules: Modules, shop: types.ModuleType, registry: HookRegistry
     ) -> None:
-        plug = modules.load("plug", "from shop import price as original\ndef louder(item): return original(item).upper()")
+        plug = modules.load(
+            "plug", "from shop import price as original\ndef louder(item): return original(item).upper()"
+        )
         registry.register("shop.price", lambda item: None, HookType.BEFORE)
         registry.apply_hooks()
         registry.register("shop.price", plug.louder, HookType.REPLACE)
