@@ -20,6 +20,7 @@ import copy
 import functools
 import itertools
 import os
+import sys
 import types
 import weakref
 from collections.abc import Callable
@@ -176,7 +177,16 @@ def _install(function: types.FunctionType, fused: Fused) -> None:
 
     namespace.update(names)
     namespace[watcher] = weakref.ref(fused.code, forget)
-    function.__code__ = fused.code
+    _set_code(function, fused.code)
+
+
+def _set_code(function: types.FunctionType, code: types.CodeType) -> None:
+    function.__code__ = code
+    # torch.compile reads the parameters of a function once and keeps them by the function, whatever code it has later.
+    compiler = sys.modules.get("torch._dynamo.variables.functions")
+    known = getattr(compiler, "_spec_cache", None)
+    if isinstance(known, weakref.WeakKeyDictionary):
+        known.pop(function, None)
 
 
 class Generated:
@@ -270,7 +280,7 @@ class InPlace:
         _install(self.function, fused)
 
     def retire(self) -> None:
-        self.function.__code__ = self.original_code
+        _set_code(self.function, self.original_code)
         if "__signature__" not in vars(self.callee.original):
             vars(self.function).pop("__signature__", None)
 

@@ -28,7 +28,8 @@ class Fused:
 
     def function(self) -> types.FunctionType:
         """A function of its own."""
-        made = types.FunctionType(self.code, self.names, argdefs=self.defaults)
+        names = {"__builtins__": builtins, **self.names}  # looked for there by those who read the code
+        made = types.FunctionType(self.code, names, argdefs=self.defaults)
         made.__kwdefaults__ = self.keyword_defaults
         return made
 
