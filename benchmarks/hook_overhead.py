@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
+import importlib
 import importlib.metadata
 import importlib.util
 import itertools
@@ -152,11 +153,11 @@ def by_closure(original: Function, hook_type: HookType, hook: Function, shape: s
 
 
 def by_wrapt(original: Function, hook_type: HookType, hook: Function, shape: str) -> Function:
-    """A bare `wrapt.FunctionWrapper`: `wrapped` is bound already, so hooks that want `self` are given `instance`."""
+    """A bare `wrapt.FunctionWrapper`: `wrapped` is bound already, hooks that want `self` are given `instance`."""
     if hook_type is HookType.AROUND:
 
         def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-            return hook(wrapped, *args, **kwargs)
+            return hook(original, instance, *args, **kwargs) if shape == "method" else hook(wrapped, *args, **kwargs)
 
     elif hook_type is HookType.BEFORE:
 
@@ -187,7 +188,7 @@ def by_wrapt(original: Function, hook_type: HookType, hook: Function, shape: str
 
 def by_ddtrace(original: Function, hook_type: HookType, hook: Function, shape: str) -> Function:
     """ddtrace's bytecode wrapping, which changes the function in place."""
-    from ddtrace.internal.wrapping import wrap
+    wrap = importlib.import_module("ddtrace.internal.wrapping").wrap
 
     def before(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         changed = hook(*args, **kwargs)
@@ -226,7 +227,7 @@ PEERS = (UNHOOKED, *BY_HAND, HOOKERY, REVERTED)
 @dataclass(frozen=True)
 class Row:
     """The figures of one peer over all rounds; nanoseconds per call, without the loop. ``ratio`` is to the unhooked
-    call, ``ratios`` those of hookery to the other peers."""
+    call, ``ratios`` to all peers."""
 
     shape: str
     style: str
@@ -265,7 +266,11 @@ class Subject:
             if peer == REVERTED:
                 self.registry.revert()
         owner = self.module.Owner() if shape == "method" else self.module
-        loops = {"function": function_loop, "method": method_loop, "keyword-only": keyword_loop}
+        loops: dict[str, Callable[[Any], Loop]] = {
+            "function": function_loop,
+            "method": method_loop,
+            "keyword-only": keyword_loop,
+        }
         self.loop = loops[shape](owner if shape == "method" else owner.f)
         try:
             self._check(original, vars(holder)["f"], len(hooks), owner)
@@ -454,7 +459,7 @@ def limits(rows: Sequence[Row]) -> list[Limit]:
 def format_limits(found: Sequence[Limit]) -> str:
     width = max(len(limit.name) for limit in found)
     lines = [
-        f"{limit.name:<{width}}  {limit.worst:5.2f}x  (limit {limit.limit:.2f}x) {'' if limit.kept else 'NOT KEPT'}".rstrip()
+        f"{limit.name:<{width}}  {limit.worst:5.2f}x  (limit {limit.limit:.2f}x){'' if limit.kept else '  NOT KEPT'}"
         for limit in found
     ]
     return "\n".join(["", "limits (the worst type of hook)", *lines, "reverted: the very object that was there before"])
@@ -497,16 +502,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     if options.json:
         header = {**versions(), "rounds": options.rounds, "calls": options.calls}
-        print(
-            json.dumps(
-                {
-                    **header,
-                    "rows": [asdict(found) for found in rows],
-                    "limits": [asdict(each) for each in limits(rows)],
-                },
-                indent=2,
-            )
-        )
+        measured = {"rows": [asdict(found) for found in rows], "limits": [asdict(each) for each in limits(rows)]}
+        print(json.dumps({**header, **measured}, indent=2))
         return
     print("A hooked call: median nanoseconds [10th-90th percentile], ratio to the unhooked call")
     for name, value in versions().items():

@@ -62,8 +62,8 @@ def test_a_peer_that_does_not_run_the_hooks_is_refused(shape: str, peer: str) ->
     class Stranger:
         __code__ = hooks[0][1].__code__.replace(co_name="stranger")
 
-        def __call__(self, original_fn: hook_overhead.Function, *args: object) -> object:
-            return original_fn(*args)
+        def __call__(self, original_fn: hook_overhead.Function, *args: object, **kwargs: object) -> object:
+            return original_fn(*args, **kwargs)
 
     with pytest.raises(AssertionError, match="ran 0 hooks instead of 1"):
         hook_overhead.Subject(peer, shape, ((HookType.AROUND, Stranger()),))
