@@ -153,16 +153,21 @@ def by_closure(original: Function, hook_type: HookType, hook: Function, shape: s
 
 
 def by_wrapt(original: Function, hook_type: HookType, hook: Function, shape: str) -> Function:
-    """A bare `wrapt.FunctionWrapper`: `wrapped` is bound already, hooks that want `self` are given `instance`."""
+    """A bare `wrapt.FunctionWrapper`: `wrapped` is bound to `instance`, unless the wrapper further out passed it on."""
     if hook_type is HookType.AROUND:
 
         def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-            return hook(original, instance, *args, **kwargs) if shape == "method" else hook(wrapped, *args, **kwargs)
+            if instance is not None and shape == "method":
+                return hook(original, instance, *args, **kwargs)
+            return hook(wrapped, *args, **kwargs)
 
     elif hook_type is HookType.BEFORE:
 
         def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-            changed = hook(instance, *args, **kwargs) if shape == "method" else hook(*args, **kwargs)
+            if instance is not None and shape == "method":
+                changed = hook(instance, *args, **kwargs)
+            else:
+                changed = hook(*args, **kwargs)
             if changed is not None:
                 args, kwargs = changed
             return wrapped(*args, **kwargs)
@@ -171,7 +176,7 @@ def by_wrapt(original: Function, hook_type: HookType, hook: Function, shape: str
 
         def wrapper(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
             result = wrapped(*args, **kwargs)
-            if shape == "method":
+            if instance is not None and shape == "method":
                 changed = hook(result, instance, *args, **kwargs)
             else:
                 changed = hook(result, *args, **kwargs)
@@ -341,6 +346,13 @@ def keyword_loop(f: Function) -> Loop:
         return (time.perf_counter_ns() - started) / calls
 
     return loop
+
+
+LOOPS: dict[str, Callable[[Any], Loop]] = {
+    "function": function_loop,
+    "method": method_loop,
+    "keyword-only": keyword_loop,
+}
 
 
 def empty_loop(calls: int) -> float:
