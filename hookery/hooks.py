@@ -39,7 +39,7 @@ class HookState(enum.Enum):
     APPLIED = "applied"
     PENDING = "pending"  # not applied yet, or its module is not imported yet
     MISSED = "missed"  # its target does not exist
-    SKIPPED = "skipped"  # another REPLACE of the same target outranks it
+    SKIPPED = "skipped"  # outranked by another REPLACE, outside its versions, or disabled after an error
     REVERTED = "reverted"  # taken back, by ``revert`` or because its source failed
 
 
@@ -88,7 +88,8 @@ class HookSource:
 
 @dataclass(eq=False)
 class Hook:
-    """One registered hook. ``ran`` and ``calls`` are written by the stand-in, the rest by the registry."""
+    """One registered hook. ``ran``, ``calls``, ``last_error`` and ``disabled`` are written by the stand-in, the rest by
+    the registry. ``engine`` is what it was put in place with, ``engine_asked`` what was asked for."""
 
     target: str
     function: HookFunction
@@ -104,6 +105,12 @@ class Hook:
     place: str = ""  # the name, in colon form, under which the target was found
     ran: bool = False
     calls: int = 0
+    engine_asked: str = "auto"
+    engine_reason: str = ""
+    on_error: str = "raise"
+    versions: str | None = None
+    last_error: str | None = None
+    disabled: bool = False  # raised, and asked to be taken out then
 
     @property
     def function_name(self) -> str:

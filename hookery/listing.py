@@ -14,7 +14,10 @@ class HookRecord:
     """One hook as it stands at the moment of asking; every field is plain data.
 
     ``calls`` is ``None`` unless counting is on for the hook; ``ran`` and ``calls`` are ``None`` for a class that
-    replaces a class, because nothing stands between it and whoever uses it. ``detail`` says why a hook is not applied.
+    replaces a class, because nothing stands between it and whoever uses it.
+    ``detail`` says why a hook is not applied,
+    ``engine_reason`` why this engine puts it in place, ``last_error`` what it raised last where ``on_error`` lets the
+    program go on.
     """
 
     target: str
@@ -30,6 +33,10 @@ class HookRecord:
     reason: str | None
     ran: bool | None
     calls: int | None
+    engine_reason: str
+    on_error: str
+    last_error: str | None
+    versions: str | None
 
     @classmethod
     def of(cls, hook: Hook) -> HookRecord:
@@ -48,6 +55,10 @@ class HookRecord:
             reason=hook.reason,
             ran=None if replaces_class else hook.ran,
             calls=hook.calls if hook.counted and not replaces_class else None,
+            engine_reason=hook.engine_reason,
+            on_error=hook.on_error,
+            last_error=hook.last_error,
+            versions=hook.versions,
         )
 
     def to_dict(self) -> dict[str, Any]:

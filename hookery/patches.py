@@ -7,6 +7,7 @@ rebound to the stand-in. Changing the hooks swaps what the stand-in calls, not t
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import threading
 import types
@@ -15,40 +16,46 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hookery import chain, engines, reach
-from hookery.hooks import Hook, HookState, HookType, HookWarning, MissedHookWarning, TargetNotFoundError
-from hookery.targets import Target, TargetKind, may_concern, resolve
+from hookery.generation import Fused
+from hookery.hooks import Hook, HookError, HookState, HookType, HookWarning, MissedHookWarning, TargetNotFoundError
+from hookery.own_modules import may_import_later
+from hookery.targets import Target, TargetKind, may_concern, owner_path, resolve
 
 lock = threading.RLock()
 
 
 @dataclass(eq=False)
 class Patch:
-    """One hooked target. ``call`` is what the stand-in calls (see :class:`hookery.engines.Chain`)."""
+    """One hooked target. ``stand_in`` is what stands at its name, ``made`` what the engine made for it."""
 
     target: Target
+    engine: str
+    engine_reason: str
     stand_in: Any = None
+    made: engines.StandIn | None = None
     hooks: list[Hook] = field(default_factory=list)
     holders: list[reach.Holder] = field(default_factory=list)
     superseded: bool = False  # a reload put another object at the name; this patch serves whoever kept the old one
-    call: Callable[..., Any] = field(init=False)
-    passthrough: Callable[..., Any] = field(init=False)  # what the stand-in calls when no hook is left
+    looking_after: Callable[[], None] | None = None  # see _looking_after_own_modules
 
     def __post_init__(self) -> None:
-        self.passthrough = self.call = self.target.function
         if not self.is_class:
-            self.stand_in = engines.make_stand_in(self.target, self)
+            self.made = engines.make_stand_in(self.target, self.engine)
+            if not self.is_property:
+                self.stand_in = self.made.value
 
     @property
     def is_class(self) -> bool:
         return self.target.kind is TargetKind.CLASS
 
     @property
-    def original(self) -> Any:
-        return self.target.raw
+    def is_property(self) -> bool:
+        """Whether the descriptor at the name is composed of what was made for its accessors."""
+        return self.target.kind is TargetKind.PROPERTY and self.engine != engines.ENGINE_IN_PLACE
 
     @property
-    def engine(self) -> str:
-        return engines.ENGINE_CLASS if self.is_class else engines.ENGINE_WRAPT
+    def original(self) -> Any:
+        return self.target.raw
 
     @property
     def standing(self) -> Any:
@@ -58,8 +65,18 @@ class Patch:
     @property
     def rebinds(self) -> bool:
         """Whether module globals that hold the original are rebound: not for an inherited target, whose original
-        belongs to another class, nor for what lies wrapped in a descriptor that no module global holds."""
-        return not self.target.inherited and not isinstance(self.original, (classmethod, staticmethod))
+        belongs to another class, nor for what lies wrapped in a descriptor that no module global holds, nor for what
+        unrelated names share, nor where the original itself is what stands."""
+        return not (
+            self.target.inherited
+            or self.original is None
+            or self.engine == engines.ENGINE_IN_PLACE
+            or isinstance(self.original, (classmethod, staticmethod, property))
+        )
+
+    def siblings(self) -> list[Patch]:
+        """The patches of the accessors of one property, this one among them."""
+        return [patch for patch in _patches if not patch.superseded and _is_sibling(patch, self.target)]
 
 
 _patches: list[Patch] = []
@@ -89,10 +106,12 @@ def find(target: Target) -> Patch | None:
     for patch in _patches:
         if patch.superseded or (target.raw is not patch.stand_in and target.raw is not patch.original):
             continue
+        if target.accessor != patch.target.accessor:
+            continue
         same_place = patch.target.owner is target.owner and patch.target.attribute == target.attribute
         # What a module re-exports is one target under two names; an alias in a class is a method of its own.
         in_modules = isinstance(target.owner, types.ModuleType) and isinstance(patch.target.owner, types.ModuleType)
-        if same_place or in_modules:
+        if same_place or (in_modules and target.raw is not None):
             return patch
     return None
 
@@ -102,27 +121,92 @@ def add(target: Target, hook: Hook) -> None:
 
     Raises:
         TypeError: the hook does not fit the target, or the target's owner cannot be changed. Nothing is changed then.
+        HookError: the hook asks for another engine than one that is on the target already.
     """
     _check_fit(target, hook)
     patch = find(target)
+    if patch is not None and hook.engine_asked not in (engines.ENGINE_AUTO, patch.engine):
+        patch = _change_engine(patch, hook)
     if patch is None:
-        patch = Patch(target)
-        if not patch.is_class:
-            _chain(patch, [hook])
-            _set(target, patch.stand_in, hook)
+        patch = _new_patch(target, hook.engine_asked)
         _patches.append(patch)
-    elif hook not in patch.hooks and not patch.is_class:
-        _chain(patch, [*patch.hooks, hook])
     if hook not in patch.hooks:
         patch.hooks.append(hook)
     hook.place = target.name
     try:
         refresh(patch)
+        if patch.made is not None:
+            _stand(patch, hook)
     except TypeError:
         patch.hooks.remove(hook)
         if not patch.hooks:
             _patches.remove(patch)
         raise
+
+
+def _new_patch(target: Target, asked: str) -> Patch:
+    engine, reason = engines.choose(target, asked)
+    for other in _patches:
+        if _is_sibling(other, target) and other.stand_in is target.raw:
+            target = dataclasses.replace(target, raw=other.original, inherited=other.target.inherited)
+        if other.engine == engine == engines.ENGINE_IN_PLACE and other.target.inner is target.inner:
+            raise TypeError(f"{target.name} is hooked in place already, as {other.target.name}: they are one function")
+    return Patch(target, engine, reason)
+
+
+def _is_sibling(patch: Patch, target: Target) -> bool:
+    return (
+        patch.is_property
+        and target.kind is TargetKind.PROPERTY
+        and patch.target.owner is target.owner
+        and patch.target.attribute == target.attribute
+    )
+
+
+def _change_engine(patch: Patch, newcomer: Hook) -> Patch:
+    """Put the hooks of ``patch`` in place with the engine that ``newcomer`` asks for, if none of them asks for one.
+
+    Raises:
+        HookError: one does.
+        TypeError: that engine cannot serve the target.
+    """
+    other = next((hook for hook in patch.hooks if hook.engine_asked != engines.ENGINE_AUTO), None)
+    if other is not None:
+        raise HookError(
+            f"two hooks ask for different engines on {patch.target.name}: {newcomer.describe()} for"
+            f" {newcomer.engine_asked!r}, {other.describe()} for {other.engine_asked!r}"
+        )
+    engines.choose(patch.target, newcomer.engine_asked)
+    hooks = patch.hooks
+    remove(patch, hooks)
+    _rebind()
+    changed = _new_patch(patch.target, newcomer.engine_asked)
+    changed.hooks = hooks
+    _patches.append(changed)
+    refresh(changed)
+    _stand(changed, newcomer)
+    return changed
+
+
+def _stand(patch: Patch, hook: Hook) -> None:
+    """Put the stand-in at the target's own name, if it is not there yet."""
+    if patch.is_property:
+        siblings = patch.siblings()
+        if patch.stand_in is not None and all(sibling.stand_in is patch.stand_in for sibling in siblings):
+            return
+        _compose(siblings, hook)
+    elif patch.engine != engines.ENGINE_IN_PLACE and patch.hooks == [hook]:
+        _set(patch.target, patch.stand_in, hook)
+
+
+def _compose(siblings: list[Patch], hook: Hook | None) -> None:
+    """Put a property at the name that has the accessors of all ``siblings``."""
+    target = siblings[0].target
+    accessors = {patch.target.accessor or "": patch.made.value for patch in siblings if patch.made is not None}
+    composed = engines.compose_property(target.raw, accessors)
+    _set(target, composed, hook)
+    for patch in siblings:
+        patch.stand_in = composed
 
 
 def swap(older: Hook, newer: Hook) -> None:
@@ -134,15 +218,21 @@ def swap(older: Hook, newer: Hook) -> None:
     hooked = patches_of(older)
     for patch in hooked:
         _check_fit(patch.target, newer)
+        if newer.engine_asked not in (engines.ENGINE_AUTO, patch.engine):
+            raise TypeError(f"{newer.describe()} asks for the engine {newer.engine_asked!r}, which has changed")
         if not patch.is_class:
-            _chain(patch, [newer if hook is older else hook for hook in patch.hooks])
+            _fuse(patch, [newer if hook is older else hook for hook in patch.hooks])
     for patch in hooked:
         patch.hooks = [newer if hook is older else hook for hook in patch.hooks]
         refresh(patch)
 
 
-def _chain(patch: Patch, hooks: list[Hook]) -> Callable[..., Any]:
-    return chain.build(patch.passthrough, hooks, like=patch.target.inspected)
+def _fuse(patch: Patch, hooks: list[Hook], prelude: Callable[[], None] | None = None) -> Fused:
+    assert patch.made is not None
+    callee = patch.made.callee
+    if patch.target.kind is TargetKind.ABSENT and hooks:
+        callee = dataclasses.replace(callee, like=max(hooks, key=chain.replacement_order).function)
+    return chain.fuse(callee, hooks, prelude=prelude, free_variables=patch.made.free_variables)
 
 
 def _set(target: Target, value: Any, hook: Hook | None) -> None:
@@ -160,6 +250,8 @@ def _check_fit(target: Target, hook: Hook) -> None:
             raise TypeError(f"{hook.describe()}: {target.name} is a class; it can only be REPLACEd, by a class")
     elif hook_is_class:
         raise TypeError(f"{hook.describe()}: {target.name} is a {target.kind.value}; a class cannot replace it")
+    elif target.kind is TargetKind.ABSENT and hook.type is not HookType.REPLACE:
+        raise TypeError(f"{hook.describe()}: {target.name} is None; it cannot be hooked, only REPLACEd")
 
 
 def refresh(patch: Patch) -> None:
@@ -170,15 +262,20 @@ def refresh(patch: Patch) -> None:
     first: dict[tuple[int, HookType], Hook] = {}
     for hook in sorted(patch.hooks, key=lambda hook: hook.order):
         first.setdefault((id(hook.function), hook.type), hook)
-    active = list(first.values())
+    active = [hook for hook in first.values() if not hook.disabled]
     replacements = [hook for hook in active if hook.type is HookType.REPLACE]
     winner = max(replacements, key=chain.replacement_order, default=None)
     if patch.is_class:
         _stand_class(patch, winner)
     else:
-        patch.call = _sparing_own_modules(patch, _chain(patch, active))
+        assert patch.made is not None
+        patch.looking_after = _looking_after_own_modules(patch, active)
+        patch.made.use(_fuse(patch, active, patch.looking_after))
     for hook in patch.hooks:
-        before, hook.state, hook.detail, hook.engine = hook.state, HookState.APPLIED, "", patch.engine
+        hook.engine, hook.engine_reason = patch.engine, patch.engine_reason
+        if hook.disabled:
+            continue  # its state and detail say so
+        before, hook.state, hook.detail = hook.state, HookState.APPLIED, ""
         twin = first[id(hook.function), hook.type]
         if twin is not hook:
             hook.state, hook.detail = HookState.SKIPPED, f"the same hook is on this target already, as {twin.target}"
@@ -193,27 +290,39 @@ def refresh(patch: Patch) -> None:
                 )
 
 
-def _sparing_own_modules(patch: Patch, call: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook's module that imports the target after it was hooked is given the original, before the first call."""
+def _looking_after_own_modules(patch: Patch, active: list[Hook]) -> Callable[[], None] | None:
+    """A hook's module that imports the target after it was hooked is given the original, before the first call.
 
-    def first_call(*args: Any, **kwargs: Any) -> Any:
+    Returns what the stand-in has to call first for that, or ``None`` where no such import is written.
+    """
+    spared = _own_modules(patch)
+    if patch.stand_in is patch.original or not any(may_import_later(namespace) for namespace in spared):
+        return None
+
+    def look_after() -> None:
         if lock.acquire(blocking=False):  # not at once possible: then at the next call
             try:
-                _spare_own_modules(patch)
-                if patch.call is first_call:
-                    patch.call = call
+                if patch.looking_after is look_after:
+                    patch.looking_after = None
+                    _spare_own_modules(patch)
+                    if patch.made is not None:
+                        patch.made.use(_fuse(patch, [hook for hook in active if not hook.disabled]))
             finally:
                 lock.release()
-        return call(*args, **kwargs)
 
-    return first_call
+    return look_after
+
+
+def _own_modules(patch: Patch) -> list[dict[str, Any]]:
+    """The globals of the hooks' own modules, but for the target's own."""
+    of_target = _globals_of(patch.target.owner)
+    found = {id(namespace): namespace for hook in patch.hooks if (namespace := hook.own_globals()) is not None}
+    return [namespace for namespace in found.values() if namespace is not of_target]
 
 
 def _spare_own_modules(patch: Patch) -> None:
-    for hook in patch.hooks:
-        own_globals = hook.own_globals()
-        if own_globals is not None and own_globals is not _globals_of(patch.target.owner):
-            reach.give_back(own_globals, patch.stand_in, patch.original)
+    for namespace in _own_modules(patch):
+        reach.give_back(namespace, patch.stand_in, patch.original)
 
 
 def _stand_class(patch: Patch, winner: Hook | None) -> None:
@@ -293,7 +402,7 @@ def _leads_elsewhere(place: str, owner: Any, classes: list[Any]) -> bool:
     module, _, qualname = place.partition(":")
     step: Any = sys.modules.get(module)
     changed = False
-    for part in qualname.split(".")[:-1]:
+    for part in owner_path(qualname):
         step = vars(step).get(part) if hasattr(step, "__dict__") else None
         changed |= any(step is new for new in classes)
     return changed and step is not owner
@@ -343,20 +452,25 @@ def remove(patch: Patch, hooks: list[Hook]) -> None:
     if patch.hooks:
         refresh(patch)
         return
-    if patch.is_class:
-        _stand_class(patch, None)
-    else:
-        patch.call = patch.passthrough  # whoever kept the stand-in passes straight through
-        _restore(patch)
     if patch in _patches:
         _patches.remove(patch)
+    if patch.made is None:
+        _stand_class(patch, None)
+        return
+    patch.looking_after = None
+    patch.made.retire()
+    if patch.engine != engines.ENGINE_IN_PLACE:
+        _restore(patch)
 
 
 def _restore(patch: Patch) -> None:
     target = patch.target
+    siblings = patch.siblings() if patch.is_property else []
     if patch.standing is not patch.stand_in:
         if not patch.superseded:
             _report_foreign(patch)
+    elif siblings:
+        _compose(siblings, None)
     elif target.inherited:
         delattr(target.owner, target.attribute)
     else:
@@ -364,7 +478,7 @@ def _restore(patch: Patch) -> None:
     for holder in patch.holders:
         if holder.namespace.get(holder.name) is patch.stand_in:
             holder.namespace[holder.name] = patch.original
-    if patch.rebinds:
+    if patch.rebinds or patch.original is None:
         _returning.append(reach.Rebinding(patch.stand_in, patch.original))
 
 

@@ -31,6 +31,7 @@ from hookery.hooks import (
 )
 from hookery.listing import HookRecord
 from hookery.targets import Pending, Target, TargetKind, again, resolve, validate_name
+from hookery.versions import check_specifier, check_versions_are_known, outside_versions
 
 F = TypeVar("F", bound=Callable[..., Any])
 Failure = tuple[HookSource, Exception]
@@ -55,7 +56,10 @@ class HookRegistry:
         hook_type: HookType,
         *,
         priority: int = 0,
+        engine: str = engines.ENGINE_AUTO,
+        on_error: str = "raise",
         reason: str | None = None,
+        versions: str | None = None,
         count: bool | None = None,
         source: HookSource | None = None,
     ) -> Hook:
@@ -67,13 +71,21 @@ class HookRegistry:
         Args:
             target: ``pkg.mod.Class.f`` or ``pkg.mod:Class.f``.
             priority: higher is further out; for REPLACE the highest wins.
+            engine: "auto", or by name how the target is to be hooked: "generated", "wrapt" or "inplace" (see
+                :mod:`hookery.engines`). Hooks on one target that ask for different engines cannot be applied.
+            on_error: what happens when a BEFORE or AFTER hook raises: "raise" lets the caller have the error; "warn"
+                warns and goes on with what there was; "disable" does so once, and the hook does not run any more.
             reason: why the hook exists; shown by the listing.
+            versions: a version specifier (PEP 440, ``">=2.6,<2.14"``) for the distribution that the target's top-level
+                module belongs to. With another version the hook is not applied and listed as skipped.
             count: count the calls of this hook, whatever the registry's ``counting`` says.
             source: who registers; by default the plugin being loaded, else the hook's own module.
 
         Raises:
-            TypeError: the hook is not callable, ``hook_type`` is no HookType, or a class is not a REPLACE.
-            ValueError: ``target`` cannot name a target, or the hook is registered already with other options.
+            TypeError: the hook is not callable, ``hook_type`` is no HookType, a class is not a REPLACE, or ``on_error``
+                lets an AROUND or REPLACE hook fail, whose result the program needs.
+            ValueError: ``target`` cannot name a target, ``engine``, ``on_error`` or ``versions`` is not one of those
+                that there are, or the hook is registered already with other options.
         """
         validate_name(target)
         if not isinstance(hook_type, HookType):
@@ -86,18 +98,30 @@ class HookRegistry:
             )
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise TypeError(f"priority of {hook!r} on {target} is {priority!r}; it must be an int")
+        if engine not in engines.ENGINES:
+            raise ValueError(f"engine of {hook!r} on {target} is {engine!r}; it can be {_one_of(engines.ENGINES)}")
+        if on_error not in ON_ERROR:
+            raise ValueError(f"on_error of {hook!r} on {target} is {on_error!r}; it can be {_one_of(ON_ERROR)}")
+        if on_error != "raise" and hook_type in (HookType.AROUND, HookType.REPLACE):
+            raise TypeError(
+                f"on_error of {hook!r} on {target} is {on_error!r}; an error of {hook_type.name} hooks can only be"
+                " raised, because there is no result without them"
+            )
+        if versions is not None:
+            check_specifier(versions)
         loading = _loading.get()
         if source is None:
             source = loading.source if loading else HookSource(getattr(hook, "__module__", None) or "code")
         counted = self.counting if count is None else count
         with patches.lock:
             new = Hook(target, hook, hook_type, source, priority, _next_order(), reason, counted)
+            new.engine_asked, new.on_error, new.versions = engine, on_error, versions
             older = next((other for other in self._hooks if _is_same(other, new)), None)
             if older is not None and older.state is not HookState.REVERTED and older.function is hook:
-                if older.priority != priority or older.reason != reason:
+                if _options(older) != _options(new):
+                    known = " and ".join(f"{name} {value!r}" for name, value in _options(older).items())
                     raise ValueError(
-                        f"{older.describe()} is registered already, with priority {older.priority} and reason"
-                        f" {older.reason!r}; revert it first to change them"
+                        f"{older.describe()} is registered already, with {known}; revert it first to change them"
                     )
                 if loading:
                     older.source = source  # its module was imported before the plugin that it belongs to was loaded
@@ -147,13 +171,17 @@ class HookRegistry:
         resolved: list[tuple[Hook, Target]] = []
         notes: list[HookWarning] = []
         for hook in waiting:
+            skips = outside_versions(hook)
+            if skips is not None:
+                self._still_waits(hook, HookState.SKIPPED, skips)
+                continue
             outcome = self._resolve(hook, notes, eager=eager, completed=completed)
             if isinstance(outcome, Target):
                 resolved.append((hook, outcome))
             elif isinstance(outcome, Exception) and (strict or not isinstance(outcome, TargetNotFoundError)):
                 failures.append((hook.source, outcome))
         if resolved:
-            engines.prepare()
+            engines.prepare({_engine_needed(hook, target) for hook, target in resolved})
         with patches.lock:
             # Classes first, outermost first: a member hook belongs to whichever class stands at the name.
             resolved.sort(key=lambda pair: _class_depth(pair[1]))
@@ -188,6 +216,8 @@ class HookRegistry:
         """The hook's target, the error that stands in the way, or ``None`` while it has to wait."""
         try:
             outcome = resolve(hook.target, eager=eager, completed=completed)
+            if isinstance(outcome, Target):
+                check_versions_are_known(hook)
         except TargetNotFoundError as error:
             if hook.detail != str(error):
                 notes.append(MissedHookWarning(f"{hook.function_name} will not run: {error}"))
@@ -291,6 +321,7 @@ class HookRegistry:
                 patches.remove(patch, hooks)
 
 
+ON_ERROR = ("raise", "warn", "disable")
 _WAITING = (HookState.PENDING, HookState.MISSED)
 # Those that have hooks: patches outlive whoever forgets his registry, and a reload has to hook again.
 _registries: dict[HookRegistry, None] = {}
@@ -301,9 +332,31 @@ def _next_order() -> int:
     return next(_orders)
 
 
+def _engine_needed(hook: Hook, target: Target) -> str:
+    try:
+        return engines.choose(target, hook.engine_asked)[0]
+    except (HookError, TypeError):
+        return hook.engine_asked  # applying says what is wrong
+
+
 def _class_depth(target: Target) -> tuple[bool, int]:
     is_class = target.kind is TargetKind.CLASS
     return (not is_class, target.qualname.count(".") if is_class else 0)
+
+
+def _options(hook: Hook) -> dict[str, Any]:
+    """What a second registration of the same hook has to agree with."""
+    return {
+        "priority": hook.priority,
+        "engine": hook.engine_asked,
+        "on_error": hook.on_error,
+        "reason": hook.reason,
+        "versions": hook.versions,
+    }
+
+
+def _one_of(choices: tuple[str, ...]) -> str:
+    return f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
 
 
 def _plain(target: str) -> str:
@@ -402,9 +455,7 @@ class Declaration:
     target: str
     function: HookFunction
     type: HookType
-    priority: int
-    reason: str | None
-    count: bool | None
+    options: dict[str, Any]
     source: HookSource | None  # the plugin that was being loaded
 
     @property
@@ -417,14 +468,7 @@ class Declaration:
         return "<locals>" in getattr(self.function, "__qualname__", "<locals>")
 
     def register(self, registry: HookRegistry) -> None:
-        registry.register(
-            self.target,
-            self.function,
-            self.type,
-            priority=self.priority,
-            reason=self.reason,
-            count=self.count,
-        )
+        registry.register(self.target, self.function, self.type, **self.options)
 
 
 declarations: list[Declaration] = []
@@ -438,7 +482,10 @@ def plugin_hook(
     type: HookType = HookType.AFTER,  # noqa: A002  (the contract's name)
     *,
     priority: int = 0,
+    engine: str = engines.ENGINE_AUTO,
+    on_error: str = "raise",
     reason: str | None = None,
+    versions: str | None = None,
     count: bool | None = None,
 ) -> Callable[[F], F]:
     """Register the decorated function (or class, for REPLACE) as a hook on ``target`` and return it unchanged.
@@ -447,10 +494,19 @@ def plugin_hook(
     hook takes effect with ``load_plugins()`` or ``hookery.registry.apply_hooks()``.
     """
 
+    options: dict[str, Any] = {
+        "priority": priority,
+        "engine": engine,
+        "on_error": on_error,
+        "reason": reason,
+        "versions": versions,
+        "count": count,
+    }
+
     def decorate(function: F) -> F:
         loading = _loading.get()
         source = loading.source if loading else None
-        declaration = Declaration(target, function, type, priority, reason, count, source)
+        declaration = Declaration(target, function, type, options, source)
         declaration.register(loading.registry if loading else registry)
         declarations.append(declaration)
         return function

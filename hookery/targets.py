@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import functools
 import importlib
 import importlib.util
 import pkgutil
@@ -28,8 +29,11 @@ class TargetKind(enum.Enum):
     METHOD = "method"  # a plain function of a class: args[0] is self
     CLASSMETHOD = "classmethod"  # args[0] is cls
     STATICMETHOD = "staticmethod"  # no first argument
+    PROPERTY = "property"  # its getter, setter or deleter: args[0] is self
+    CACHED_PROPERTY = "cached property"  # args[0] is self; runs where the value is computed
     CLASS = "class"  # can only be REPLACEd
     CALLABLE = "callable"  # any other callable: a C function, an object with __call__
+    ABSENT = "absent"  # a module attribute that is None: can only be REPLACEd
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Target:
     raw: Any
     kind: TargetKind
     inherited: bool
+    accessor: str | None = None  # of a property: fget, fset or fdel
 
     @property
     def name(self) -> str:
@@ -55,24 +60,49 @@ class Target:
     @property
     def binds(self) -> bool:
         """Whether looking it up on an instance or class adds a first argument, which hooks see as ``args[0]``."""
+        if self.kind in (TargetKind.PROPERTY, TargetKind.CACHED_PROPERTY):
+            return False  # what stands in for an accessor is called with self
         if isinstance(self.raw, (staticmethod, types.MethodType, types.BuiltinFunctionType)):
             return False
         return hasattr(type(self.raw), "__get__")
 
     @property
+    def first_is_bound(self) -> bool:
+        """Whether hooks see ``self`` or ``cls`` first."""
+        if isinstance(self.owner, types.ModuleType) or self.kind is TargetKind.STATICMETHOD:
+            return False
+        return self.binds or self.kind in (TargetKind.PROPERTY, TargetKind.CACHED_PROPERTY)
+
+    @property
+    def inner(self) -> Any:
+        """The callable in the descriptor, where it is one of Python's own; else the raw object."""
+        raw: Any = self.raw
+        if self.accessor is not None:
+            return getattr(raw, self.accessor)
+        if self.kind is TargetKind.CACHED_PROPERTY:
+            return raw.func
+        return raw.__func__ if issubclass(type(raw), (classmethod, staticmethod)) else raw
+
+    @property
     def inspected(self) -> Any:
         """The function that says whether the target is a coroutine function or a generator function."""
-        return self.raw.__func__ if self.kind in (TargetKind.CLASSMETHOD, TargetKind.STATICMETHOD) else self.raw
+        if self.kind in (TargetKind.CLASSMETHOD, TargetKind.STATICMETHOD):
+            return self.raw.__func__
+        return self.raw.func if isinstance(self.raw, functools.partialmethod) else self.inner
 
     @property
     def function(self) -> Callable[..., Any]:
         """What ``original_fn`` calls when nothing is replaced; it takes the arguments that hooks of this target see."""
         raw, owner = self.raw, self.owner
-        function: Callable[..., Any] = raw
-        if self.inherited:
+        function: Callable[..., Any] = self.inner
+        if self.kind is TargetKind.ABSENT:
+            function = functools.partial(_call_nothing, self.name)
+        elif self.inherited:
             function = self._next_in_line()
+        elif isinstance(raw, functools.partialmethod):
+            function = lambda first, /, *args, **kwargs: raw.__get__(first, type(first))(*args, **kwargs)  # noqa: E731
         elif issubclass(type(raw), (classmethod, staticmethod)):
-            function = raw.__func__
+            pass
         # Else somebody's wrapper may look like the descriptor it wraps: only binding it reaches the wrapper.
         elif self.kind is TargetKind.STATICMETHOD:
             function = lambda *args, **kwargs: raw.__get__(None, owner)(*args, **kwargs)  # noqa: E731
@@ -83,7 +113,7 @@ class Target:
     def _next_in_line(self) -> Callable[..., Any]:
         """Call what ``super()`` finds behind the owner at that moment: hooks on the base class run whenever they were
         applied, and where the owner is one of several bases the next one in line is not skipped."""
-        raw, owner, attribute = self.raw, self.owner, self.attribute
+        raw, owner, attribute, accessor = self.raw, self.owner, self.attribute, self.accessor
 
         def of_class(*args: Any, **kwargs: Any) -> Any:
             return getattr(super(owner, owner), attribute)(*args, **kwargs)
@@ -93,7 +123,21 @@ class Target:
                 return raw(first, *args, **kwargs)  # called on the class, with something else as self
             return getattr(super(owner, first), attribute)(*args, **kwargs)
 
+        def of_property(first: Any, /, *args: Any) -> Any:
+            line = type(first).__mro__
+            behind = line[line.index(owner) + 1 :] if owner in line else ()
+            found = next((vars(base)[attribute] for base in behind if attribute in vars(base)), raw)
+            if accessor == "fset":
+                return found.__set__(first, *args)
+            return found.__delete__(first) if accessor == "fdel" else found.__get__(first, type(first))
+
+        if self.kind in (TargetKind.PROPERTY, TargetKind.CACHED_PROPERTY):
+            return of_property
         return of_first if self.binds else of_class
+
+
+def _call_nothing(name: str, *args: Any, **kwargs: Any) -> Any:
+    raise TypeError(f"{name} is None; no hook replaces it any more")
 
 
 @dataclass(frozen=True)
@@ -149,8 +193,27 @@ def resolve(name: str, *, eager: bool = False, completed: str | None = None) -> 
     real_name = getattr(module, "__name__", None)
     if sys.modules.get(real_name or "") is module:
         module_name = str(real_name)  # posixpath, for os.path: a reload of the module goes by that name
+    if len(parts) > 2 and parts[-1] in ACCESSORS:
+        in_class = _owner(name, module_name, module, parts[:-1])
+        if isinstance(in_class, type) and isinstance(_along_mro(in_class, parts[-2])[1], property):
+            return _at(name, module_name, parts, in_class)
     owner = _owner(name, module_name, module, parts)
     return _at(name, module_name, parts, owner)
+
+
+ACCESSORS = ("fget", "fset", "fdel")
+
+
+def _along_mro(owner: type, attribute: str) -> tuple[type | None, Any]:
+    """The class that holds an attribute, and the raw attribute."""
+    holder = next((base for base in owner.__mro__ if attribute in vars(base)), None)
+    return holder, None if holder is None else vars(holder)[attribute]
+
+
+def owner_path(qualname: str) -> list[str]:
+    """The names that lead from the module to the owner of what stands at ``qualname``."""
+    parts = qualname.split(".")
+    return parts[:-2] if len(parts) > 2 and parts[-1] in ACCESSORS else parts[:-1]
 
 
 def _is_lazy(module: types.ModuleType) -> bool:
@@ -249,21 +312,30 @@ def _owner(name: str, module_name: str, module: types.ModuleType, parts: list[st
 
 
 def _at(name: str, module_name: str, parts: list[str], owner: Any) -> Target:
-    attribute = parts[-1]
+    attribute, accessor = parts[-1], None
     inherited = False
     if isinstance(owner, types.ModuleType):
         if attribute not in vars(owner) and not hasattr(owner, attribute):
             raise _not_found(name, attribute, owner.__name__, _names_in(owner))
         raw = vars(owner)[attribute] if attribute in vars(owner) else getattr(owner, attribute)
     else:
-        holder = next((base for base in owner.__mro__ if attribute in vars(base)), None)
+        if len(parts) > 2 and attribute in ACCESSORS and isinstance(_along_mro(owner, parts[-2])[1], property):
+            attribute, accessor = parts[-2], attribute
+        holder, raw = _along_mro(owner, attribute)
         if holder is None:
             where = ".".join([module_name, *parts[:-1]])
             raise _not_found(name, attribute, where, _names_in(owner))
-        raw = vars(holder)[attribute]
         inherited = holder is not owner
     kind = _kind(name, owner, raw)
-    return Target(module_name, ".".join(parts), owner, attribute, raw, kind, inherited)
+    if kind is TargetKind.PROPERTY:
+        accessor = accessor or "fget"
+        if getattr(raw, accessor) is None:
+            present = [each for each in ACCESSORS if getattr(raw, each) is not None]
+            where = ".".join([module_name, *owner_path(".".join(parts)), attribute])
+            raise _not_found(name, accessor, where, present, hint=f"; the property has {', '.join(present) or 'none'}")
+        if accessor == "fget":  # pkg.mod.Class.p and pkg.mod.Class.p.fget are one target
+            parts = [*owner_path(".".join(parts)), attribute]
+    return Target(module_name, ".".join(parts), owner, attribute, raw, kind, inherited, accessor)
 
 
 def again(target: Target) -> Target:
@@ -283,13 +355,19 @@ def _kind(name: str, owner: Any, raw: Any) -> TargetKind:
         return TargetKind.STATICMETHOD
     if isinstance(raw, type):
         return TargetKind.CLASS
+    if issubclass(type(raw), property):
+        return TargetKind.PROPERTY
+    if issubclass(type(raw), functools.cached_property):
+        return TargetKind.CACHED_PROPERTY
+    if raw is None and isinstance(owner, types.ModuleType):
+        return TargetKind.ABSENT
     if isinstance(raw, types.FunctionType):
         return TargetKind.FUNCTION if isinstance(owner, types.ModuleType) else TargetKind.METHOD
-    if callable(raw):
+    if callable(raw) or isinstance(raw, functools.partialmethod):
         return TargetKind.CALLABLE
     raise TypeError(
         f"{name}: {type(raw).__name__} objects cannot be hooked; hook targets are functions, methods, classmethods,"
-        " staticmethods, classes and other callables"
+        " staticmethods, properties, classes and other callables, and module attributes that are None"
     )
 
 
@@ -302,7 +380,9 @@ def _names_in(holder: Any) -> Iterator[str]:
         yield from dir(holder)
 
 
-def _not_found(name: str, part: str, where: str, candidates: Iterable[str] | None = None) -> TargetNotFoundError:
+def _not_found(
+    name: str, part: str, where: str, candidates: Iterable[str] | None = None, *, hint: str | None = None
+) -> TargetNotFoundError:
     if candidates is None:
         parent = sys.modules.get(where)
         if parent is not None:
@@ -317,5 +397,6 @@ def _not_found(name: str, part: str, where: str, candidates: Iterable[str] | Non
             }
     close = difflib.get_close_matches(part, [c for c in set(candidates) if "." not in c], n=3)
     place = f"{where!r} has no {part!r}" if where else f"there is no module {part!r}"
-    hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    if hint is None:
+        hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
     return TargetNotFoundError(f"hook target {name!r} does not exist: {place}{hint}")

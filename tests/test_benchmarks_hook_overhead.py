@@ -19,17 +19,21 @@ def test_json_has_a_row_for_every_peer_shape_and_set_of_hooks(capsys: pytest.Cap
     hook_overhead.main([*TINY, "--json"])
     printed = json.loads(capsys.readouterr().out)
     rows = printed["rows"]
-    assert {(row["shape"], row["hooks"], row["peer"]) for row in rows} == {
-        (shape, hooks, peer)
+    assert {(row["shape"], row["style"], row["hooks"], row["peer"]) for row in rows} == {
+        (shape, style, hooks, peer)
         for shape in hook_overhead.SHAPES
+        for style in hook_overhead.STYLES
         for hooks in hook_overhead.SCENARIOS
         for peer in hook_overhead.PEERS
     }
-    assert len(rows) == len(hook_overhead.SHAPES) * len(hook_overhead.SCENARIOS) * len(hook_overhead.PEERS)
+    cells = len(hook_overhead.SHAPES) * len(hook_overhead.STYLES) * len(hook_overhead.SCENARIOS)
+    assert len(rows) == cells * len(hook_overhead.PEERS)
     for row in rows:
         assert 0 < row["ns_p10"] <= row["ns_median"] <= row["ns_p90"]
         assert row["ratio"] > 0
-    assert [row["ratio"] for row in rows if row["peer"] == "unhooked"] == [1.0] * 10
+    assert [row["ratio"] for row in rows if row["peer"] == "unhooked"] == [1.0] * cells
+    assert len(printed["limits"]) == 6
+    assert all(limit["worst"] > 0 for limit in printed["limits"])
     assert {"python", "hookery", "wrapt", "cpu"} <= printed.keys()
 
 
@@ -43,7 +47,7 @@ def test_the_table_names_versions_machine_peers_and_hooks(capsys: pytest.Capture
 
 def test_it_leaves_no_hook_no_module_and_the_garbage_collector_as_it_was() -> None:
     modules = set(sys.modules)
-    hook_overhead.measure("method", "AROUND", rounds=1, calls=1)
+    hook_overhead.measure("method", "typed", "AROUND", rounds=1, calls=1)
     assert patches.all_patches() == []
     assert not {name for name in set(sys.modules) - modules if name.startswith("hook_overhead_target")}
     assert gc.isenabled()
@@ -51,15 +55,18 @@ def test_it_leaves_no_hook_no_module_and_the_garbage_collector_as_it_was() -> No
 
 @pytest.mark.parametrize("shape", hook_overhead.SHAPES)
 @pytest.mark.parametrize("peer", [*hook_overhead.BY_HAND, hook_overhead.HOOKERY])
-def test_a_peer_that_does_not_run_the_hooks_is_refused(monkeypatch: pytest.MonkeyPatch, shape: str, peer: str) -> None:
-    hooks = hook_overhead.SCENARIOS["AROUND"]
+def test_a_peer_that_does_not_run_the_hooks_is_refused(shape: str, peer: str) -> None:
+    hooks = hook_overhead.make_hooks(shape, "*args, **kwargs", ["around"])
     hook_overhead.Subject(peer, shape, hooks).close()
 
-    def stranger(original_fn: hook_overhead.Function, *args: object) -> object:
-        return original_fn(*args)
+    class Stranger:
+        __code__ = hooks[0][1].__code__.replace(co_name="stranger")
+
+        def __call__(self, original_fn: hook_overhead.Function, *args: object, **kwargs: object) -> object:
+            return original_fn(*args, **kwargs)
 
     with pytest.raises(AssertionError, match="ran 0 hooks instead of 1"):
-        hook_overhead.Subject(peer, shape, ((HookType.AROUND, stranger),))
+        hook_overhead.Subject(peer, shape, ((HookType.AROUND, Stranger()),))
     assert patches.all_patches() == []
 
 

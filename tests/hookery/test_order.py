@@ -31,6 +31,7 @@ class Spec:
     number: int
     type: HookType
     priority: int
+    typed: bool = True  # names the target's parameter
 
     def function(self, trace: Trace) -> Any:
         def before(value: int) -> tuple[tuple[int], dict[str, Any]]:
@@ -51,12 +52,13 @@ class Spec:
             trace.append(("replace", self.number))
             return value * 13 + self.number
 
-        return {
+        named: Any = {
             HookType.BEFORE: before,
             HookType.AFTER: after,
             HookType.AROUND: around,
             HookType.REPLACE: replace,
         }[self.type]
+        return named if self.typed else lambda *args, **kwargs: named(*args, **kwargs)
 
 
 def call_by_the_rules(specs: list[Spec], value: int) -> tuple[int, Trace]:
@@ -108,15 +110,16 @@ def test_the_rules_on_an_example_worked_by_hand() -> None:
 
 
 specs_lists = st.lists(
-    st.tuples(st.sampled_from(list(HookType)), st.integers(-2, 2)),
+    st.tuples(st.sampled_from(list(HookType)), st.integers(-2, 2), st.booleans()),
     max_size=7,
-).map(lambda pairs: [Spec(number, *pair) for number, pair in enumerate(pairs, start=1)])
+).map(lambda drawn: [Spec(number, *options) for number, options in enumerate(drawn, start=1)])
 
 
 @settings(deadline=None)  # a pass over the modules of a process that has torch takes its time
+@pytest.mark.parametrize("engine", ["generated", "wrapt", "inplace"])
 @given(specs=specs_lists, data=st.data())
 def test_any_hooks_applied_in_any_rounds_and_partly_taken_back_run_by_the_rules(
-    specs: list[Spec], data: st.DataObject
+    engine: str, specs: list[Spec], data: st.DataObject
 ) -> None:
     module = types.ModuleType("order_target")
     exec("def f(value): return value", vars(module))
@@ -134,6 +137,7 @@ def test_any_hooks_applied_in_any_rounds_and_partly_taken_back_run_by_the_rules(
                     spec.function(trace),
                     spec.type,
                     priority=spec.priority,
+                    engine=data.draw(st.sampled_from(["auto", engine]), label="engine") if standing else engine,
                     source=HookSource(f"source{spec.number}"),
                 )
                 standing.append(spec)
@@ -156,9 +160,10 @@ def test_any_hooks_applied_in_any_rounds_and_partly_taken_back_run_by_the_rules(
 
 
 def check(module: types.ModuleType, standing: list[Spec], trace: Trace) -> None:
-    trace.clear()
-    result = vars(module)["f"](2)
-    assert (result, trace) == call_by_the_rules(standing, 2)
+    for call in (lambda f: f(2), lambda f: f(value=2)):
+        trace.clear()
+        result = call(vars(module)["f"])
+        assert (result, trace) == call_by_the_rules(standing, 2)
 
 
 @pytest.fixture

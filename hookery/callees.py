@@ -1,0 +1,62 @@
+"""What hooks are put around, and what kind of callable that is."""
+
+from __future__ import annotations
+
+import enum
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import inspect
+
+Call = Callable[..., Any]
+
+
+class Kind(enum.Enum):
+    """What calling the target makes."""
+
+    FUNCTION = "function"
+    COROUTINE = "coroutine"
+    GENERATOR = "generator"
+    ASYNC_GENERATOR = "async generator"
+
+
+@dataclass(frozen=True)
+class Callee:
+    """What the hooks are put around.
+
+    ``original`` takes the arguments that hooks see; ``like`` is the function that says what kind of callable the target
+    is; ``plain`` is the function whose parameters the fused one may take as its own, where the target is one.
+    """
+
+    original: Call
+    like: Any
+    plain: types.FunctionType | None
+    signature: Callable[[], inspect.Signature | None]
+    first_is_bound: bool
+    name: str
+
+    @property
+    def kind(self) -> Kind:
+        return kind_of(self.like)
+
+
+def kind_of(function: Any) -> Kind:
+    """What calling ``function`` makes; for an object with ``__call__`` that method decides."""
+    import inspect
+
+    if is_coroutine_function(function):
+        return Kind.COROUTINE
+    if inspect.isgeneratorfunction(function):
+        return Kind.GENERATOR
+    if inspect.isasyncgenfunction(function):
+        return Kind.ASYNC_GENERATOR
+    return Kind.FUNCTION
+
+
+def is_coroutine_function(function: Any) -> bool:
+    import inspect
+
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(vars(type(function)).get("__call__"))
