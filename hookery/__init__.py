@@ -53,6 +53,6 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def applied_hooks() -> list[HookRecord]:
+def applied_hooks(*, unreached: bool = False) -> list[HookRecord]:
     """Every hook of the process's registry: target, hook, type, source, state, whether it ran, and more."""
-    return registry.applied_hooks()
+    return registry.applied_hooks(unreached=unreached)

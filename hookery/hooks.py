@@ -98,6 +98,7 @@ class Hook:
     order: int = 0
     reason: str | None = None
     counted: bool = False
+    deep: bool = False  # reach more than module globals
     state: HookState = HookState.PENDING
     detail: str = ""
     engine: str | None = None

@@ -13,7 +13,8 @@ from hookery.hooks import Hook
 class HookRecord:
     """One hook as it stands at the moment of asking; every field is plain data.
 
-    ``calls`` is ``None`` unless counting is on for the hook. ``detail`` says why a hook is not applied.
+    ``calls`` is ``None`` unless counting is on for the hook. ``detail`` says why a hook is not applied. ``unreached``,
+    who still holds the original and so calls past the hook, is ``None`` unless it was asked for.
     """
 
     target: str
@@ -29,9 +30,14 @@ class HookRecord:
     reason: str | None
     ran: bool
     calls: int | None
+    unreached: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.unreached is not None:  # JSON makes a list of it
+            object.__setattr__(self, "unreached", tuple(self.unreached))
 
     @classmethod
-    def of(cls, hook: Hook) -> HookRecord:
+    def of(cls, hook: Hook, unreached: Iterable[str] | None = None) -> HookRecord:
         return cls(
             target=hook.target,
             hook=hook.function_name,
@@ -46,11 +52,15 @@ class HookRecord:
             reason=hook.reason,
             ran=hook.ran,
             calls=hook.calls if hook.counted else None,
+            unreached=None if unreached is None else tuple(unreached),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON takes it."""
-        return asdict(self)
+        record = asdict(self)
+        if self.unreached is not None:
+            record["unreached"] = list(self.unreached)
+        return record
 
 
 _COLUMNS = ("process", "target", "type", "hook", "source", "state", "ran", "calls")
@@ -70,6 +80,8 @@ def format_table(records: Mapping[str, Sequence[HookRecord]]) -> str:
             rows.append((process, record.target, record.type.upper(), hook, source, record.state, ran, calls))
             if record.detail:
                 notes.append(f"{process}: {hook} is {record.state}: {record.detail}")
+            for address in record.unreached or ():
+                notes.append(f"{process}: {hook} does not reach {address}, which holds the original of {record.target}")
     return "\n".join([*_align(rows), *notes])
 
 

@@ -7,18 +7,23 @@ rebound to the stand-in. Changing the hooks swaps what the stand-in calls, not t
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import types
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hookery import chain, engines, reach
+from hookery import chain, engines, holders, raw, reach
 from hookery.hooks import Hook, HookState, HookType, HookWarning, MissedHookWarning, TargetNotFoundError
+from hookery.reach import Holder
 from hookery.targets import Target, TargetKind, may_concern, resolve
 
 lock = threading.RLock()
+
+_made: weakref.WeakSet[Patch] = weakref.WeakSet()  # those that were taken off too, until the last reference goes
 
 
 @dataclass(eq=False)
@@ -28,12 +33,14 @@ class Patch:
     target: Target
     stand_in: Any = None
     hooks: list[Hook] = field(default_factory=list)
-    holders: list[reach.Holder] = field(default_factory=list)
+    holders: list[Holder] = field(default_factory=list)
+    deep: bool = False  # what else than module globals holds the original is rebound too, where that is safe
     superseded: bool = False  # a reload put another object at the name; this patch serves whoever kept the old one
     call: Callable[..., Any] = field(init=False)
     passthrough: Callable[..., Any] = field(init=False)  # what the stand-in calls when no hook is left
 
     def __post_init__(self) -> None:
+        _made.add(self)
         self.passthrough = self.call = self.target.function
         if not self.is_class:
             self.stand_in = engines.make_stand_in(self.target, self)
@@ -61,10 +68,27 @@ class Patch:
         belongs to another class, nor for what lies wrapped in a descriptor that no module global holds."""
         return not self.target.inherited and not isinstance(self.original, (classmethod, staticmethod))
 
+    @property
+    def held(self) -> list[tuple[Any, Any]]:
+        """What others may hold of the original, each with what stands in for it, or ``None`` where nothing can:
+        the object itself, and the functions inside a classmethod, staticmethod or property."""
+        if self.target.inherited or self.stand_in is None or self.stand_in is self.original:
+            return []
+        pairs = [(self.original, self.stand_in)]
+        for name in _INSIDE.get(type(self.original), ()):
+            inside = getattr(self.original, name)
+            if inside is not None:
+                same_kind = type(self.stand_in) is type(self.original)
+                pairs.append((inside, getattr(self.stand_in, name) if same_kind else None))
+        return pairs
+
+
+_INSIDE = {staticmethod: ("__func__",), classmethod: ("__func__",), property: ("fget", "fset", "fdel")}
 
 _patches: list[Patch] = []
 _notes: list[HookWarning] = []  # what to warn about once the table is consistent and the lock free
 _returning: list[reach.Rebinding] = []  # stand-ins whose last hook left
+_to_reach: list[Patch] = []  # patches whose other holders are to be rebound
 _changed_classes: list[Any] = []  # classes put at a target's name since the hooks on members last followed
 _left_behind: list[tuple[str, Hook]] = []  # hooks on members that the class standing there now does not have
 
@@ -115,6 +139,8 @@ def add(target: Target, hook: Hook) -> None:
         _chain(patch, [*patch.hooks, hook])
     if hook not in patch.hooks:
         patch.hooks.append(hook)
+    if hook.deep:
+        reach_deeply(patch)
     hook.place = target.name
     try:
         refresh(patch)
@@ -226,8 +252,7 @@ def _stand_class(patch: Patch, winner: Hook | None) -> None:
     elif not patch.superseded:
         _report_foreign(patch)
     for holder in patch.holders:
-        if holder.namespace.get(holder.name) is old:
-            holder.namespace[holder.name] = new
+        holder.exchange(old, new)
     patch.stand_in = None if new is patch.original else new
     _changed_classes.append(new)
 
@@ -248,8 +273,7 @@ def _rebind() -> None:
     wishes: list[reach.Rebinding] = []
     for patch in _patches:
         if patch.rebinds and patch.stand_in is not None and id(patch.original) not in patch_of:
-            spared = {id(found) for hook in patch.hooks if (found := hook.own_globals()) is not None}
-            wishes.append(reach.Rebinding(patch.original, patch.stand_in, spared))
+            wishes.append(reach.Rebinding(patch.original, patch.stand_in, own_modules(patch)))
             patch_of[id(patch.original)] = patch
             if not patch.is_class:
                 _spare_own_modules(patch)
@@ -258,6 +282,79 @@ def _rebind() -> None:
     for wish, holder in reach.rebind([*wishes, *returning]):
         if id(wish.old) in patch_of:
             patch_of[id(wish.old)].holders.append(holder)
+    _rebind_deeply()
+
+
+def reach_deeply(patch: Patch) -> None:
+    """Have :func:`settle` rebind every holder of the patch's original that can be."""
+    patch.deep = True
+    _to_reach.append(patch)
+
+
+def _rebind_deeply() -> None:
+    reached = [patch for patch in _patches if patch in _to_reach]
+    _to_reach.clear()
+    for patch, held in _holders(reached).items():
+        for old, new, holder in held:
+            if new is not None and holder.exchange(old, new):
+                patch.holders.append(holder)
+
+
+def _give_back_deeply(patch: Patch) -> None:
+    """Whoever has taken the stand-in while it stood gets the original, as module globals do."""
+    pairs = [(old, new) for old, new in patch.held if new is not None]
+    found = holders.find([new for _, new in pairs], ours=_own_objects())
+    for old, new in pairs:
+        for holder in found[id(new)]:
+            holder.exchange(new, old)
+
+
+def unreached(wanted: Iterable[Patch]) -> dict[Patch, list[Holder]]:
+    """Who still holds the originals of some patches, and so calls past the hooks. Asks the garbage collector once."""
+    return {patch: [holder for _, _, holder in held] for patch, held in _holders(wanted).items()}
+
+
+def _holders(wanted: Iterable[Patch]) -> dict[Patch, list[tuple[Any, Any, Holder]]]:
+    chosen = [patch for patch in wanted if not patch.superseded]
+    pairs = {patch: patch.held for patch in chosen}
+    spared: dict[int, set[int]] = {}
+    for patch, held in pairs.items():
+        for old, _ in held:
+            spared.setdefault(id(old), set()).update(own_modules(patch))
+    things = [old for held in pairs.values() for old, _ in held]
+    found = holders.find(things, ours=_own_objects(), spared=spared) if things else {}
+    return {
+        patch: [(old, new, holder) for old, new in held for holder in found[id(old)]] for patch, held in pairs.items()
+    }
+
+
+def own_modules(patch: Patch) -> set[int]:
+    """The identities of the globals of the modules that the patch's hooks were written in."""
+    return {id(found) for hook in patch.hooks if (found := hook.own_globals()) is not None}
+
+
+def _own_objects() -> set[int]:
+    """Everything that stand-ins are made of: what they hold is no holder of anybody's."""
+    modules = raw.module_namespaces()
+    stops = {id(hook.function) for patch in _made for hook in patch.hooks}
+    for patch in _made:
+        for original in (patch.original, *(old for old, _ in patch.held)):
+            stops.add(id(original))
+            stops.update(map(id, gc.get_referents(original)))  # a stand-in may share them
+    own: set[int] = set()
+    waiting: list[Any] = [part for patch in _made for part in (patch, vars(patch), patch.stand_in)]
+    while waiting:
+        thing = waiting.pop()
+        kind = type(thing)
+        if id(thing) in own or id(thing) in stops or id(thing) in modules or issubclass(kind, reach.Holder):
+            continue
+        if kind in _MADE_OF or raw.class_module(kind).startswith("hookery."):
+            own.add(id(thing))
+            waiting.extend(gc.get_referents(thing))
+    return own
+
+
+_MADE_OF = (types.FunctionType, types.CellType, types.MethodType, tuple, dict, staticmethod, classmethod, property)
 
 
 def _follow(classes: list[Any]) -> bool:
@@ -350,6 +447,8 @@ def remove(patch: Patch, hooks: list[Hook]) -> None:
         _restore(patch)
     if patch in _patches:
         _patches.remove(patch)
+    if patch in _to_reach:
+        _to_reach.remove(patch)
 
 
 def _restore(patch: Patch) -> None:
@@ -362,8 +461,11 @@ def _restore(patch: Patch) -> None:
     else:
         setattr(target.owner, target.attribute, patch.original)
     for holder in patch.holders:
-        if holder.namespace.get(holder.name) is patch.stand_in:
-            holder.namespace[holder.name] = patch.original
+        for old, new in patch.held:
+            if new is not None and holder.exchange(new, old):
+                break
+    if patch.deep:
+        _give_back_deeply(patch)
     if patch.rebinds:
         _returning.append(reach.Rebinding(patch.stand_in, patch.original))
 

@@ -21,17 +21,29 @@ class Rebinding:
     spared_globals: set[int] = field(default_factory=set)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Holder:
-    """A module global that was rebound: ``name`` in ``namespace`` of the module ``module``."""
+    """A place outside the target's own name that refers to an object. ``address`` is how a person finds it."""
 
-    module: str
-    name: str
-    namespace: dict[str, Any] = field(repr=False, compare=False)
+    address: str
 
-    @property
-    def address(self) -> str:
-        return f"{self.module}.{self.name}"
+    def exchange(self, old: Any, new: Any) -> bool:
+        """Put ``new`` where ``old`` is held; whether it was held and could be replaced."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Entry(Holder):
+    """A module global: ``name`` in the globals ``namespace`` of a module."""
+
+    name: str = field(repr=False)
+    namespace: dict[str, Any] = field(repr=False)
+
+    def exchange(self, old: Any, new: Any) -> bool:
+        if self.namespace.get(self.name) is not old:
+            return False
+        self.namespace[self.name] = new
+        return True
 
 
 def rebind(wishes: Iterable[Rebinding]) -> list[tuple[Rebinding, Holder]]:
@@ -55,7 +67,7 @@ def rebind(wishes: Iterable[Rebinding]) -> list[tuple[Rebinding, Holder]]:
             wish = by_identity.get(id(value))
             if wish is not None and value is wish.old and id(namespace) not in wish.spared_globals:
                 namespace[name] = wish.new
-                done.append((wish, Holder(module_name, name, namespace)))
+                done.append((wish, Entry(f"{module_name}.{name}", name, namespace)))
     return done
 
 

@@ -13,7 +13,7 @@ import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from hookery import engines, patches
 from hookery.deferred import ImportWatcher, modules_to_watch
@@ -34,6 +34,7 @@ from hookery.targets import Pending, Target, TargetKind, again, resolve, validat
 
 F = TypeVar("F", bound=Callable[..., Any])
 Failure = tuple[HookSource, Exception]
+Reach = Literal["globals", "deep"]
 
 
 class HookRegistry:
@@ -116,7 +117,7 @@ class HookRegistry:
                 patches.settle()
             return new
 
-    def apply_hooks(self, *, strict: bool = False, eager: bool = False) -> None:
+    def apply_hooks(self, *, strict: bool = False, eager: bool = False, reach: Reach = "globals") -> None:
         """Apply every hook that is not applied yet. May be called any number of times.
 
         A target whose module is not imported yet is applied when it is. A target that does not exist is recorded as
@@ -125,24 +126,41 @@ class HookRegistry:
         Args:
             strict: raise for a target that does not exist; everything of its source is undone.
             eager: import the modules of the targets now.
+            reach: ``"globals"`` rebinds every module global that holds an original. ``"deep"`` also rebinds, for all
+                hooks registered so far, elements of lists and dictionaries, attributes of classes and instances,
+                default arguments and closure cells; all of it is restored with the last hook. What cannot be rebound
+                stays *unreached*: see :meth:`unreached`.
 
         Raises:
             HookApplyError: the hooks of some sources could not be applied. Everything of those sources is undone; the
                 hooks of all other sources stand.
+            ValueError: ``reach`` is neither ``"globals"`` nor ``"deep"``.
         """
-        failures = self.apply_pending(strict=strict, eager=eager)
+        failures = self.apply_pending(strict=strict, eager=eager, reach=reach)
         if failures:
             raise HookApplyError("; ".join(f"{error}" for _, error in failures)) from failures[0][1]
 
     def apply_pending(
-        self, *, strict: bool = False, eager: bool = False, completed: str | None = None
+        self,
+        *,
+        strict: bool = False,
+        eager: bool = False,
+        reach: Reach = "globals",
+        completed: str | None = None,
     ) -> list[Failure]:
         """Like :meth:`apply_hooks`, but returns what failed, by source, instead of raising.
 
         ``completed`` is the module whose import is calling.
         """
+        if reach not in ("globals", "deep"):
+            raise ValueError(f"reach is {reach!r}; it must be 'globals' or 'deep'")
         failures: list[Failure] = []
         with patches.lock:
+            if reach == "deep":
+                for hook in self._hooks:
+                    hook.deep = True
+                    for patch in patches.patches_of(hook):
+                        patches.reach_deeply(patch)
             waiting = [hook for hook in self._hooks if hook.state in _WAITING]
         resolved: list[tuple[Hook, Target]] = []
         notes: list[HookWarning] = []
@@ -262,10 +280,51 @@ class HookRegistry:
             self._hooks = [hook for hook in self._hooks if hook not in gone]
             self._after_removal()
 
-    def applied_hooks(self) -> list[HookRecord]:
-        """Every hook of this registry, in the order of registration, as it stands now."""
+    def applied_hooks(self, *, unreached: bool = False) -> list[HookRecord]:
+        """Every hook of this registry, in the order of registration, as it stands now.
+
+        Args:
+            unreached: fill that field of the records too, which takes tens of milliseconds: the garbage collector is
+                asked who holds the originals.
+        """
         with patches.lock:
-            return [HookRecord.of(hook) for hook in sorted(self._hooks, key=lambda hook: hook.order)]
+            hooks = sorted(self._hooks, key=lambda hook: hook.order)
+            if not unreached:
+                return [HookRecord.of(hook) for hook in hooks]
+            found = self._unreached(hooks)
+            return [HookRecord.of(hook, found[hook]) for hook in hooks]
+
+    def unreached(self, target: str | None = None) -> dict[str, list[str]]:
+        """Who still holds the original of a hooked target, and so calls past the hooks: the addresses, by target.
+
+        Local variables of running functions are not looked at. A hook's own module is given the original on purpose
+        and is not listed, nor is anything of an inherited target, whose original is another class's.
+
+        Args:
+            target: only this one, in either spelling.
+
+        Raises:
+            HookError: no hook is registered for ``target``.
+        """
+        with patches.lock:
+            hooks = [hook for hook in self._hooks if target is None or _names(hook, target)]
+            if not hooks and target is not None:
+                raise HookError(f"no hook is registered for {target}")
+            found = self._unreached(hooks)
+            result: dict[str, list[str]] = {}
+            for hook in hooks:
+                if found[hook]:
+                    result[hook.target] = sorted({*result.get(hook.target, ()), *found[hook]})
+            return result
+
+    @staticmethod
+    def _unreached(hooks: list[Hook]) -> dict[Hook, list[str]]:
+        on = {hook: patches.patches_of(hook) for hook in hooks}
+        found = patches.unreached(dict.fromkeys(patch for hooked in on.values() for patch in hooked))
+        return {
+            hook: sorted({holder.address for patch in hooked for holder in found.get(patch, ())})
+            for hook, hooked in on.items()
+        }
 
     def live_targets(self) -> list[str]:
         """The targets of all hooks that were not taken back."""

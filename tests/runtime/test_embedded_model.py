@@ -12,10 +12,9 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from runtime.assets import EMBEDDED_MODEL_DIR, corpus, train
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from runtime.assets import EMBEDDED_MODEL_DIR, corpus, train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MOST_BYTES = 6 * 10**6
