@@ -12,6 +12,10 @@
     hookery.applied_hooks()  # what stands where, and whether it ran
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from hookery.hooks import (
     NONE,
     Hook,
@@ -29,8 +33,13 @@ from hookery.listing import HookRecord, format_table
 from hookery.plugins import load_plugins
 from hookery.registry import HookRegistry, plugin_hook, registry
 
+if TYPE_CHECKING:
+    from hookery.explanation import ExplainedHook, Explanation, Problem
+
 __all__ = [
     "NONE",
+    "ExplainedHook",
+    "Explanation",
     "Hook",
     "HookApplyError",
     "HookError",
@@ -42,8 +51,10 @@ __all__ = [
     "HookWarning",
     "MissedHookWarning",
     "PluginError",
+    "Problem",
     "TargetNotFoundError",
     "applied_hooks",
+    "explain",
     "format_table",
     "load_plugins",
     "plugin_hook",
@@ -56,3 +67,17 @@ __version__ = "0.1.0"
 def applied_hooks(*, unreached: bool = False) -> list[HookRecord]:
     """Every hook of the process's registry: target, hook, type, source, state, whether it ran, and more."""
     return registry.applied_hooks(unreached=unreached)
+
+
+def explain(target: str) -> Explanation:
+    """What stands at ``target`` and why; see :meth:`HookRegistry.explain`."""
+    return registry.explain(target)
+
+
+def __getattr__(name: str) -> Any:
+    """The records of :func:`explain` and of ``problems()``, which are loaded when they are first asked for."""
+    if name in ("ExplainedHook", "Explanation", "Problem"):
+        from hookery import explanation
+
+        return getattr(explanation, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,8 +13,10 @@ from hookery.hooks import Hook
 class HookRecord:
     """One hook as it stands at the moment of asking; every field is plain data.
 
-    ``calls`` is ``None`` unless counting is on for the hook. ``detail`` says why a hook is not applied. ``unreached``,
-    who still holds the original and so calls past the hook, is ``None`` unless it was asked for.
+    ``calls`` is ``None`` unless counting is on for the hook. ``detail`` says why a hook is not applied.
+    ``overridden_by`` names what overrides the target in subclasses without this hook on it: the hook runs there only if
+    the override calls the target. ``unreached``, who still holds the original and so calls past the hook, is ``None``
+    unless it was asked for.
     """
 
     target: str
@@ -30,14 +32,16 @@ class HookRecord:
     reason: str | None
     ran: bool
     calls: int | None
+    overridden_by: tuple[str, ...] = ()
     unreached: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.unreached is not None:  # JSON makes a list of it
+        object.__setattr__(self, "overridden_by", tuple(self.overridden_by))  # JSON makes lists of them
+        if self.unreached is not None:
             object.__setattr__(self, "unreached", tuple(self.unreached))
 
     @classmethod
-    def of(cls, hook: Hook, unreached: Iterable[str] | None = None) -> HookRecord:
+    def of(cls, hook: Hook, *, overridden_by: Iterable[str] = (), unreached: Iterable[str] | None = None) -> HookRecord:
         return cls(
             target=hook.target,
             hook=hook.function_name,
@@ -52,15 +56,13 @@ class HookRecord:
             reason=hook.reason,
             ran=hook.ran,
             calls=hook.calls if hook.counted else None,
+            overridden_by=tuple(overridden_by),
             unreached=None if unreached is None else tuple(unreached),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON takes it."""
-        record = asdict(self)
-        if self.unreached is not None:
-            record["unreached"] = list(self.unreached)
-        return record
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 _COLUMNS = ("process", "target", "type", "hook", "source", "state", "ran", "calls")
@@ -80,6 +82,8 @@ def format_table(records: Mapping[str, Sequence[HookRecord]]) -> str:
             rows.append((process, record.target, record.type.upper(), hook, source, record.state, ran, calls))
             if record.detail:
                 notes.append(f"{process}: {hook} is {record.state}: {record.detail}")
+            for address in record.overridden_by:
+                notes.append(f"{process}: {hook} is not on {address}, which overrides {record.target}")
             for address in record.unreached or ():
                 notes.append(f"{process}: {hook} does not reach {address}, which holds the original of {record.target}")
     return "\n".join([*_align(rows), *notes])

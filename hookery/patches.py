@@ -7,19 +7,18 @@ rebound to the stand-in. Changing the hooks swaps what the stand-in calls, not t
 
 from __future__ import annotations
 
-import gc
 import sys
 import threading
 import types
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hookery import chain, engines, holders, raw, reach
+from hookery import chain, engines, held, raw, reach
 from hookery.hooks import Hook, HookState, HookType, HookWarning, MissedHookWarning, TargetNotFoundError
 from hookery.reach import Holder
-from hookery.targets import Target, TargetKind, may_concern, resolve
+from hookery.targets import Target, TargetKind, again, may_concern, resolve
 
 lock = threading.RLock()
 
@@ -70,20 +69,11 @@ class Patch:
 
     @property
     def held(self) -> list[tuple[Any, Any]]:
-        """What others may hold of the original, each with what stands in for it, or ``None`` where nothing can:
-        the object itself, and the functions inside a classmethod, staticmethod or property."""
+        """What others may hold of the original, each with what stands in for it."""
         if self.target.inherited or self.stand_in is None or self.stand_in is self.original:
             return []
-        pairs = [(self.original, self.stand_in)]
-        for name in _INSIDE.get(type(self.original), ()):
-            inside = getattr(self.original, name)
-            if inside is not None:
-                same_kind = type(self.stand_in) is type(self.original)
-                pairs.append((inside, getattr(self.stand_in, name) if same_kind else None))
-        return pairs
+        return held.pairs(self.original, self.stand_in)
 
-
-_INSIDE = {staticmethod: ("__func__",), classmethod: ("__func__",), property: ("fget", "fset", "fdel")}
 
 _patches: list[Patch] = []
 _notes: list[HookWarning] = []  # what to warn about once the table is consistent and the lock free
@@ -122,11 +112,75 @@ def find(target: Target) -> Patch | None:
 
 
 def add(target: Target, hook: Hook) -> None:
-    """Put ``hook`` on ``target``. The stand-in goes to the target's own name; :func:`settle` does the other holders.
+    """Put ``hook`` on ``target``, and on what overrides it in subclasses where the hook asks for that. The stand-in
+    goes to the target's own name; :func:`settle` does the other holders.
 
     Raises:
         TypeError: the hook does not fit the target, or the target's owner cannot be changed. Nothing is changed then.
     """
+    if hook.subclasses and (target.kind is TargetKind.CLASS or isinstance(target.owner, types.ModuleType)):
+        raise TypeError(f"{hook.describe()}: subclasses=True is for members of classes, and {target.name} is none")
+    on_before = patches_of(hook)
+    _put(target, hook)
+    hook.place = target.name
+    try:
+        add_to_subclasses(hook)
+    except TypeError:
+        for patch in patches_of(hook):
+            if patch not in on_before:
+                remove(patch, [hook])
+        raise
+
+
+def add_to_subclasses(hook: Hook) -> bool:
+    """Put a hook that asks for it on what overrides its target in the subclasses there are now; whether there was any.
+
+    Raises:
+        TypeError: it does not fit one of them.
+    """
+    added = False
+    for patch, subclass in overriding(hook) if hook.subclasses else ():
+        override = replace(
+            patch.target,
+            module=raw.class_module(subclass),
+            qualname=f"{raw.class_qualname(subclass)}.{patch.target.attribute}",
+            owner=subclass,
+        )
+        try:
+            override = again(override)
+        except TypeError:
+            continue  # nothing that can be called, such as __hash__ = None; the listing names it
+        _put(override, hook)
+        added = True
+    return added
+
+
+def overriding(hook: Hook) -> list[tuple[Patch, type]]:
+    """The subclasses that override what ``hook`` is on with something that it is not on."""
+    found = []
+    for patch in patches_of(hook):
+        owner, attribute = patch.target.owner, patch.target.attribute
+        if patch.is_class or patch.superseded or not raw.is_class(owner):
+            continue
+        for subclass in raw.subclasses(owner):
+            if attribute not in raw.class_namespace(subclass):
+                continue
+            own = raw.class_namespace(subclass)[attribute]
+            if own is patch.original or own is patch.stand_in:
+                continue  # an alias: a holder, not an override
+            there = [other for other in _patches if other.target.owner is subclass and other.stand_in is own]
+            if not any(hook in other.hooks or other.target.inherited for other in there):
+                found.append((patch, subclass))
+    first = {id(subclass): (patch, subclass) for patch, subclass in reversed(found)}
+    return sorted(first.values(), key=lambda pair: raw.class_name(pair[1]))
+
+
+def overrides(hook: Hook) -> list[str]:
+    """The addresses of what :func:`overriding` finds."""
+    return [f"{raw.class_name(subclass)}.{patch.target.attribute}" for patch, subclass in overriding(hook)]
+
+
+def _put(target: Target, hook: Hook) -> None:
     _check_fit(target, hook)
     patch = find(target)
     if patch is None:
@@ -141,7 +195,6 @@ def add(target: Target, hook: Hook) -> None:
         patch.hooks.append(hook)
     if hook.deep:
         reach_deeply(patch)
-    hook.place = target.name
     try:
         refresh(patch)
     except TypeError:
@@ -273,7 +326,7 @@ def _rebind() -> None:
     wishes: list[reach.Rebinding] = []
     for patch in _patches:
         if patch.rebinds and patch.stand_in is not None and id(patch.original) not in patch_of:
-            wishes.append(reach.Rebinding(patch.original, patch.stand_in, own_modules(patch)))
+            wishes.append(reach.Rebinding(patch.original, patch.stand_in, held.own_modules(patch)))
             patch_of[id(patch.original)] = patch
             if not patch.is_class:
                 _spare_own_modules(patch)
@@ -282,7 +335,10 @@ def _rebind() -> None:
     for wish, holder in reach.rebind([*wishes, *returning]):
         if id(wish.old) in patch_of:
             patch_of[id(wish.old)].holders.append(holder)
-    _rebind_deeply()
+    reached = [patch for patch in _patches if patch in _to_reach and not patch.superseded]
+    _to_reach.clear()
+    for patch, holders in held.rebind(reached, _made).items():
+        patch.holders.extend(holders)
 
 
 def reach_deeply(patch: Patch) -> None:
@@ -291,70 +347,10 @@ def reach_deeply(patch: Patch) -> None:
     _to_reach.append(patch)
 
 
-def _rebind_deeply() -> None:
-    reached = [patch for patch in _patches if patch in _to_reach]
-    _to_reach.clear()
-    for patch, held in _holders(reached).items():
-        for old, new, holder in held:
-            if new is not None and holder.exchange(old, new):
-                patch.holders.append(holder)
-
-
-def _give_back_deeply(patch: Patch) -> None:
-    """Whoever has taken the stand-in while it stood gets the original, as module globals do."""
-    pairs = [(old, new) for old, new in patch.held if new is not None]
-    found = holders.find([new for _, new in pairs], ours=_own_objects())
-    for old, new in pairs:
-        for holder in found[id(new)]:
-            holder.exchange(new, old)
-
-
 def unreached(wanted: Iterable[Patch]) -> dict[Patch, list[Holder]]:
-    """Who still holds the originals of some patches, and so calls past the hooks. Asks the garbage collector once."""
-    return {patch: [holder for _, _, holder in held] for patch, held in _holders(wanted).items()}
-
-
-def _holders(wanted: Iterable[Patch]) -> dict[Patch, list[tuple[Any, Any, Holder]]]:
-    chosen = [patch for patch in wanted if not patch.superseded]
-    pairs = {patch: patch.held for patch in chosen}
-    spared: dict[int, set[int]] = {}
-    for patch, held in pairs.items():
-        for old, _ in held:
-            spared.setdefault(id(old), set()).update(own_modules(patch))
-    things = [old for held in pairs.values() for old, _ in held]
-    found = holders.find(things, ours=_own_objects(), spared=spared) if things else {}
-    return {
-        patch: [(old, new, holder) for old, new in held for holder in found[id(old)]] for patch, held in pairs.items()
-    }
-
-
-def own_modules(patch: Patch) -> set[int]:
-    """The identities of the globals of the modules that the patch's hooks were written in."""
-    return {id(found) for hook in patch.hooks if (found := hook.own_globals()) is not None}
-
-
-def _own_objects() -> set[int]:
-    """Everything that stand-ins are made of: what they hold is no holder of anybody's."""
-    modules = raw.module_namespaces()
-    stops = {id(hook.function) for patch in _made for hook in patch.hooks}
-    for patch in _made:
-        for original in (patch.original, *(old for old, _ in patch.held)):
-            stops.add(id(original))
-            stops.update(map(id, gc.get_referents(original)))  # a stand-in may share them
-    own: set[int] = set()
-    waiting: list[Any] = [part for patch in _made for part in (patch, vars(patch), patch.stand_in)]
-    while waiting:
-        thing = waiting.pop()
-        kind = type(thing)
-        if id(thing) in own or id(thing) in stops or id(thing) in modules or issubclass(kind, reach.Holder):
-            continue
-        if kind in _MADE_OF or raw.class_module(kind).startswith("hookery."):
-            own.add(id(thing))
-            waiting.extend(gc.get_referents(thing))
-    return own
-
-
-_MADE_OF = (types.FunctionType, types.CellType, types.MethodType, tuple, dict, staticmethod, classmethod, property)
+    """Who still holds the originals of some patches, and so calls past the hooks. Asks the garbage collector."""
+    found = held.find([patch for patch in wanted if not patch.superseded], _made)
+    return {patch: [holder for _, _, holder in places] for patch, places in found.items()}
 
 
 def _follow(classes: list[Any]) -> bool:
@@ -465,7 +461,7 @@ def _restore(patch: Patch) -> None:
             if new is not None and holder.exchange(new, old):
                 break
     if patch.deep:
-        _give_back_deeply(patch)
+        held.give_back(patch, _made)
     if patch.rebinds:
         _returning.append(reach.Rebinding(patch.stand_in, patch.original))
 

@@ -1,7 +1,7 @@
 """Looking at other people's objects without running other people's code.
 
-``isinstance``, ``getattr`` and even ``vars`` ask an object's own ``__class__``, ``__getattr__`` and ``__dict__``: a lazy
-mapping loads itself then, and has crashed. What is here goes by the exact type and by the slots of ``type`` alone.
+``isinstance``, ``getattr`` and even ``vars`` ask an object's own ``__class__``, ``__getattr__`` and ``__dict__``: a
+lazy mapping loads itself then, and has crashed. What is here goes by the exact type and by the slots of ``type`` alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _type_mro: Any = type.__dict__["__mro__"]
 _type_bases: Any = type.__dict__["__bases__"]
 _type_module: Any = type.__dict__["__module__"]
 _type_qualname: Any = type.__dict__["__qualname__"]
-_module_namespace: Any = types.ModuleType.__dict__["__dict__"]
+_module_namespace: Any = vars(types.ModuleType)["__dict__"]
 
 
 def is_class(thing: object) -> bool:
@@ -51,17 +51,22 @@ def class_module(cls: type) -> str:
     return module if type(module) is str else "builtins"
 
 
+def class_qualname(cls: type) -> str:
+    return str(_type_qualname.__get__(cls))
+
+
 def class_name(cls: type) -> str:
     """``pkg.mod.Class``."""
-    return f"{class_module(cls)}.{_type_qualname.__get__(cls)}"
+    return f"{class_module(cls)}.{class_qualname(cls)}"
 
 
 def subclasses(cls: type) -> Iterator[type]:
     """Every class below ``cls``, each once."""
     seen = {id(cls)}
-    waiting = [cls]
+    waiting: list[type] = [cls]
     while waiting:
-        for found in type.__subclasses__(waiting.pop()):
+        below: list[type] = type.__subclasses__(waiting.pop())
+        for found in below:
             if id(found) not in seen:
                 seen.add(id(found))
                 waiting.append(found)
@@ -71,19 +76,21 @@ def subclasses(cls: type) -> Iterator[type]:
 def namespace(thing: object) -> dict[str, Any] | None:
     """The ``__dict__`` of an object, or ``None`` where it has none of the ordinary kind."""
     if is_module(thing):
-        found = _module_namespace.__get__(thing)
-        return found if type(found) is dict else None
+        return _plain(_module_namespace.__get__(thing))
     for base in mro(type(thing)):
-        descriptor = class_namespace(base).get("__dict__")
+        descriptor: Any = class_namespace(base).get("__dict__")
         if type(descriptor) is types.GetSetDescriptorType:
             try:
-                found = descriptor.__get__(thing)
+                return _plain(descriptor.__get__(thing))
             except (AttributeError, TypeError):
                 return None
-            return found if type(found) is dict else None
         if descriptor is not None:  # a property of somebody's
             return None
     return None
+
+
+def _plain(namespace: Any) -> dict[str, Any] | None:
+    return namespace if type(namespace) is dict else None
 
 
 def slots(thing: object) -> Iterator[tuple[str, Any]]:
@@ -112,10 +119,11 @@ def leads_to(module: str, qualname: str, thing: object) -> bool:
     """Whether ``module.qualname`` is ``thing``, looking through the namespaces of modules and classes alone."""
     step: Any = sys.modules.get(module)
     for part in qualname.split("."):
+        values: Mapping[str, Any] | None = None
         if is_class(step):
-            values: Mapping[str, Any] | None = class_namespace(step)
-        else:
-            values = namespace(step) if is_module(step) else None
+            values = class_namespace(step)
+        elif is_module(step):
+            values = namespace(step)
         step = None if values is None else values.get(part)
         if type(step) in (staticmethod, classmethod):
             step = step.__func__

@@ -31,6 +31,10 @@ class Holder:
         """Put ``new`` where ``old`` is held; whether it was held and could be replaced."""
         raise NotImplementedError
 
+    def holds(self, thing: Any) -> bool:
+        """Whether ``thing`` is what is held."""
+        return self.exchange(thing, thing)
+
 
 @dataclass(frozen=True, eq=False)
 class Entry(Holder):

@@ -13,7 +13,7 @@ import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from hookery import engines, patches
 from hookery.deferred import ImportWatcher, modules_to_watch
@@ -31,6 +31,9 @@ from hookery.hooks import (
 )
 from hookery.listing import HookRecord
 from hookery.targets import Pending, Target, TargetKind, again, resolve, validate_name
+
+if TYPE_CHECKING:
+    from hookery.explanation import Explanation, Problem
 
 F = TypeVar("F", bound=Callable[..., Any])
 Failure = tuple[HookSource, Exception]
@@ -58,6 +61,7 @@ class HookRegistry:
         priority: int = 0,
         reason: str | None = None,
         count: bool | None = None,
+        subclasses: bool = False,
         source: HookSource | None = None,
     ) -> Hook:
         """Register ``hook``; it takes effect with the next :meth:`apply_hooks`.
@@ -70,6 +74,9 @@ class HookRegistry:
             priority: higher is further out; for REPLACE the highest wins.
             reason: why the hook exists; shown by the listing.
             count: count the calls of this hook, whatever the registry's ``counting`` says.
+            subclasses: hook what overrides a method in subclasses too: those there are when the hooks are applied,
+                and with another :meth:`apply_hooks` those that were defined since. An override that calls ``super()``
+                runs the hook once per level.
             source: who registers; by default the plugin being loaded, else the hook's own module.
 
         Raises:
@@ -92,13 +99,13 @@ class HookRegistry:
             source = loading.source if loading else HookSource(getattr(hook, "__module__", None) or "code")
         counted = self.counting if count is None else count
         with patches.lock:
-            new = Hook(target, hook, hook_type, source, priority, _next_order(), reason, counted)
+            new = Hook(target, hook, hook_type, source, priority, _next_order(), reason, counted, subclasses=subclasses)
             older = next((other for other in self._hooks if _is_same(other, new)), None)
             if older is not None and older.state is not HookState.REVERTED and older.function is hook:
-                if older.priority != priority or older.reason != reason:
+                if (older.priority, older.reason, older.subclasses) != (priority, reason, subclasses):
                     raise ValueError(
-                        f"{older.describe()} is registered already, with priority {older.priority} and reason"
-                        f" {older.reason!r}; revert it first to change them"
+                        f"{older.describe()} is registered already, with priority {older.priority}, reason"
+                        f" {older.reason!r} and subclasses={older.subclasses}; revert it first to change them"
                     )
                 if loading:
                     older.source = source  # its module was imported before the plugin that it belongs to was loaded
@@ -176,6 +183,7 @@ class HookRegistry:
             # Classes first, outermost first: a member hook belongs to whichever class stands at the name.
             resolved.sort(key=lambda pair: _class_depth(pair[1]))
             failed = {source for source, _ in failures}
+            subclasses_hooked = False
             a_class_was_replaced = False
             for hook, target in resolved:
                 if hook.source in failed or hook not in self._hooks or hook.state not in _WAITING:
@@ -188,10 +196,17 @@ class HookRegistry:
                     failures.append((hook.source, error))
                     failed.add(hook.source)
                 a_class_was_replaced |= target.kind is TargetKind.CLASS
+            for hook in self._hooks:
+                if hook.subclasses and hook.state is HookState.APPLIED and hook.source not in failed:
+                    try:
+                        subclasses_hooked |= patches.add_to_subclasses(hook)
+                    except TypeError as error:
+                        failures.append((hook.source, error))
+                        failed.add(hook.source)
             for source in failed:
                 first = next(failure for failing, failure in failures if failing == source)
                 self._undo(source, f"its source was undone: {first}")
-            if resolved or completed is None:
+            if resolved or subclasses_hooked or completed is None:
                 patches.settle()
             watch_imports()
             notes += patches.take_notes()
@@ -214,15 +229,15 @@ class HookRegistry:
         except Exception as error:  # noqa: BLE001  (an eager import runs other people's code; the caller reports it)
             return error
         if isinstance(outcome, Pending):
-            self._still_waits(hook, HookState.PENDING, outcome.why)
+            self._still_waits(hook, HookState.PENDING, outcome.why, outcome.module)
             return None
         return outcome
 
     @staticmethod
-    def _still_waits(hook: Hook, state: HookState, why: str) -> None:
+    def _still_waits(hook: Hook, state: HookState, why: str, waits_for: str | None = None) -> None:
         with patches.lock:
             if hook.state in _WAITING:  # else another thread has applied it or taken it back meanwhile
-                hook.state, hook.detail = state, why
+                hook.state, hook.detail, hook.waits_for = state, why, waits_for
 
     def revert(self, target: str | None = None, source: HookSource | str | None = None) -> None:
         """Take hooks back, in any order: those on ``target``, those of ``source``, both, or all.
@@ -289,10 +304,10 @@ class HookRegistry:
         """
         with patches.lock:
             hooks = sorted(self._hooks, key=lambda hook: hook.order)
-            if not unreached:
-                return [HookRecord.of(hook) for hook in hooks]
-            found = self._unreached(hooks)
-            return [HookRecord.of(hook, found[hook]) for hook in hooks]
+            found = self._unreached(hooks) if unreached else {}
+            return [
+                HookRecord.of(hook, overridden_by=patches.overrides(hook), unreached=found.get(hook)) for hook in hooks
+            ]
 
     def unreached(self, target: str | None = None) -> dict[str, list[str]]:
         """Who still holds the original of a hooked target, and so calls past the hooks: the addresses, by target.
@@ -316,6 +331,49 @@ class HookRegistry:
                 if found[hook]:
                     result[hook.target] = sorted({*result.get(hook.target, ()), *found[hook]})
             return result
+
+    def explain(self, target: str) -> Explanation:
+        """What stands at ``target`` and why: what the name leads to, the engine, the chain in the order of the call,
+        who was rebound, who was not reached and what overrides it. Hooks of all registries are in it.
+
+        Nothing is imported. ``str()`` of the record is a text for a person.
+
+        Raises:
+            ValueError: ``target`` cannot name a target.
+        """
+        from hookery import explanation
+
+        validate_name(target)
+        with patches.lock:
+            place = _place(target)
+            patch = None if place is None else patches.find(place)
+            asked = [
+                hook
+                for registry in dict.fromkeys([*_registries, self])
+                for hook in registry._hooks
+                if hook.state is not HookState.REVERTED or hook.detail
+                if _names(hook, target) or (patch is not None and hook in patch.hooks)
+            ]
+            return explanation.explain(target, asked)
+
+    def problems(self) -> list[Problem]:
+        """Everything about the hooks of this registry that is not as it was asked for: hooks that are missed, skipped,
+        pending or undone, targets that somebody has put something else over, holders that are not reached and
+        overrides in subclasses. An empty list means that every hook is where it was asked for.
+        """
+        from hookery import explanation
+
+        with patches.lock:
+            return explanation.problems(sorted(self._hooks, key=lambda hook: hook.order))
+
+    def never_imported(self) -> list[Problem]:
+        """The hooks that are still pending, each with the module that it waits for. At the end of a program's start,
+        when everything that it needs is imported, these are hooks that will not run."""
+        from hookery import explanation
+
+        with patches.lock:
+            pending = [hook for hook in self._hooks if hook.state is HookState.PENDING]
+            return explanation.problems(sorted(pending, key=lambda hook: hook.order))
 
     @staticmethod
     def _unreached(hooks: list[Hook]) -> dict[Hook, list[str]]:
@@ -464,6 +522,7 @@ class Declaration:
     priority: int
     reason: str | None
     count: bool | None
+    subclasses: bool
     source: HookSource | None  # the plugin that was being loaded
 
     @property
@@ -483,6 +542,7 @@ class Declaration:
             priority=self.priority,
             reason=self.reason,
             count=self.count,
+            subclasses=self.subclasses,
         )
 
 
@@ -499,6 +559,7 @@ def plugin_hook(
     priority: int = 0,
     reason: str | None = None,
     count: bool | None = None,
+    subclasses: bool = False,
 ) -> Callable[[F], F]:
     """Register the decorated function (or class, for REPLACE) as a hook on ``target`` and return it unchanged.
 
@@ -509,7 +570,7 @@ def plugin_hook(
     def decorate(function: F) -> F:
         loading = _loading.get()
         source = loading.source if loading else None
-        declaration = Declaration(target, function, type, priority, reason, count, source)
+        declaration = Declaration(target, function, type, priority, reason, count, subclasses, source)
         declaration.register(loading.registry if loading else registry)
         declarations.append(declaration)
         return function
