@@ -22,6 +22,7 @@ from hookery.targets import Target, TargetKind, again, may_concern, resolve
 
 lock = threading.RLock()
 
+observers: list[Callable[[Patch], object]] = []  # called with every patch that is made
 _made: weakref.WeakSet[Patch] = weakref.WeakSet()  # those that were taken off too, until the last reference goes
 
 
@@ -40,6 +41,8 @@ class Patch:
 
     def __post_init__(self) -> None:
         _made.add(self)
+        for observe in observers:
+            observe(self)
         self.passthrough = self.call = self.target.function
         if not self.is_class:
             self.stand_in = engines.make_stand_in(self.target, self)

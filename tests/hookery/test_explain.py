@@ -234,7 +234,9 @@ class TestNeverImported:
     def test_hooks_that_still_wait_are_listed_with_what_they_wait_for(
         self, modules: Modules, shop: types.ModuleType, registry: HookRegistry
     ) -> None:
-        modules.write(later__init="", later__part="def f(): ...\ndef g(): ...", lazy="def __getattr__(name): raise AttributeError")
+        modules.write(
+            later__init="", later__part="def f(): ...\ndef g(): ...", lazy="def __getattr__(name): raise AttributeError"
+        )
         modules.load("lazy")
         for target in ("shop.price", "later.part.f", "later.part:g", "lazy.f"):
             registry.register(target, note, HookType.BEFORE)
