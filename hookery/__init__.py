@@ -29,12 +29,12 @@ from hookery.hooks import (
     PluginError,
     TargetNotFoundError,
 )
-from hookery.listing import HookRecord, format_table
 from hookery.plugins import load_plugins
 from hookery.registry import HookRegistry, plugin_hook, registry
 
 if TYPE_CHECKING:
     from hookery.explanation import ExplainedHook, Explanation, Problem
+    from hookery.listing import HookRecord, format_table
 
 __all__ = [
     "NONE",
@@ -74,10 +74,24 @@ def explain(target: str) -> Explanation:
     return registry.explain(target)
 
 
-def __getattr__(name: str) -> Any:
-    """The records of :func:`explain` and of ``problems()``, which are loaded when they are first asked for."""
-    if name in ("ExplainedHook", "Explanation", "Problem"):
-        from hookery import explanation
+_LOADED_WHEN_ASKED_FOR = {
+    "ExplainedHook": "explanation",
+    "Explanation": "explanation",
+    "HookRecord": "listing",
+    "Problem": "explanation",
+    "format_table": "listing",
+}
 
-        return getattr(explanation, name)
+
+def __getattr__(name: str) -> Any:
+    if name in _LOADED_WHEN_ASKED_FOR:
+        from importlib import import_module
+
+        value = getattr(import_module(f"hookery.{_LOADED_WHEN_ASKED_FOR[name]}"), name)
+        globals()[name] = value
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LOADED_WHEN_ASKED_FOR})

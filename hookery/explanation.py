@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hookery import held as held  # needed by the patches while the lock is held
 from hookery import patches, raw
 from hookery.chain import replacement_order
 from hookery.hooks import Hook, HookState, HookType, TargetNotFoundError

@@ -1,6 +1,7 @@
 """What is held of the originals of patches outside module globals: found, rebound and given back.
 
 The holders are those of :mod:`hookery.holders`; this says which of them count for a patch and what they are given.
+Imported when it is first needed, before the lock of the patches is taken.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Patched(Protocol):
     """What is asked of a patch."""
 
     hooks: list[Hook]
+    holders: list[Holder]
     stand_in: Any
 
     @property
@@ -34,6 +36,9 @@ class Patched(Protocol):
 
     @property
     def held(self) -> list[tuple[Any, Any]]: ...
+
+    @property
+    def own_modules(self) -> set[int]: ...
 
 
 P = TypeVar("P", bound=Patched)
@@ -53,11 +58,6 @@ def pairs(original: Any, stand_in: Any) -> list[tuple[Any, Any]]:
     return found
 
 
-def own_modules(patch: Patched) -> set[int]:
-    """The identities of the globals of the modules that the patch's hooks were written in."""
-    return {id(found) for hook in patch.hooks if (found := hook.own_globals()) is not None}
-
-
 def find(wanted: Sequence[P], made: Iterable[Patched]) -> dict[P, list[Place]]:
     """Who holds what of the originals of ``wanted``, outside their hooks' own modules.
 
@@ -67,7 +67,7 @@ def find(wanted: Sequence[P], made: Iterable[Patched]) -> dict[P, list[Place]]:
     spared: dict[int, set[int]] = {}
     for patch, held in of_patch.items():
         for old, _ in held:
-            spared.setdefault(id(old), set()).update(own_modules(patch))
+            spared.setdefault(id(old), set()).update(patch.own_modules)
     things = [old for held in of_patch.values() for old, _ in held]
     found = holders.find(things, ours=_own_objects(made), spared=spared) if things else {}
     return {
@@ -85,8 +85,12 @@ def rebind(wanted: Sequence[P], made: Iterable[Patched]) -> dict[P, list[Holder]
 
 
 def give_back(patch: Patched, made: Iterable[Patched]) -> None:
-    """Whoever has taken the stand-in while it stood gets the original, as module globals do."""
+    """Whoever was given the stand-in gets the original, and who has taken it while it stood, as module globals do."""
     taken = [(old, new) for old, new in patch.held if new is not None]
+    for holder in patch.holders:
+        for old, new in taken:
+            if holder.exchange(new, old):
+                break
     found = holders.find([new for _, new in taken], ours=_own_objects(made))
     for old, new in taken:
         for holder in found[id(new)]:

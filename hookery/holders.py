@@ -8,11 +8,13 @@ that nobody's code runs. What only running functions hold in their local variabl
 from __future__ import annotations
 
 import gc
+import heapq
+import itertools
+import operator
 import sys
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
@@ -20,7 +22,7 @@ from hookery import raw
 from hookery.reach import Entry, Holder
 
 MOST_STEPS = 8  # from a holder up to what gives it an address
-MOST_WIDE = 400  # objects that are followed upward at each of these steps
+MOST_WIDE = 4000  # objects that are followed upward at each of these steps
 # Asking the collector for the referrers of many objects compares every reference with each of them; from here on
 # looking at every object once is faster.
 MANY = 300
@@ -44,12 +46,12 @@ _MENTIONS = ("__annotations__", "__orig_bases__", "__objclass__", "__parameters_
 _OTHER_PATCHERS = ("unittest.mock", "mock", "_pytest.monkeypatch", "pytest_mock")
 
 
-@dataclass(frozen=True, eq=False)
 class Item(Holder):
     """An element of a list or a deque, or the value of a dictionary's key."""
 
-    container: Any = field(repr=False)
-    key: Any = field(repr=False)
+    def __init__(self, address: str, container: Any, key: Any) -> None:
+        super().__init__(address)
+        self.container, self.key = container, key
 
     def exchange(self, old: Any, new: Any) -> bool:
         try:
@@ -61,12 +63,12 @@ class Item(Holder):
         return True
 
 
-@dataclass(frozen=True, eq=False)
 class ClassAttribute(Holder):
     """An attribute in the namespace of a class: an alias, or a property that was copied."""
 
-    owner: type = field(repr=False)
-    name: str = field(repr=False)
+    def __init__(self, address: str, owner: type, name: str) -> None:
+        super().__init__(address)
+        self.owner, self.name = owner, name
 
     def exchange(self, old: Any, new: Any) -> bool:
         if raw.class_namespace(self.owner).get(self.name) is not old:
@@ -77,30 +79,33 @@ class ClassAttribute(Holder):
             return False
         return raw.class_namespace(self.owner).get(self.name) is new
 
+    def holds(self, thing: Any) -> bool:
+        return raw.class_namespace(self.owner).get(self.name) is thing
 
-@dataclass(frozen=True, eq=False)
+
 class Default(Holder):
-    """A default argument that may be given by position. The very tuple of before returns with its last element."""
+    """A default argument that may be given by position. With its last element the very tuple of before returns."""
 
-    function: types.FunctionType = field(repr=False)
-    position: int = field(repr=False)
-    before: tuple[Any, ...] = field(repr=False)
+    def __init__(self, address: str, function: types.FunctionType, position: int, before: tuple[Any, ...]) -> None:
+        super().__init__(address)
+        self.function, self.position, self.before = function, position, before
 
     def exchange(self, old: Any, new: Any) -> bool:
         now = self.function.__defaults__
         if now is None or self.position >= len(now) or now[self.position] is not old:
             return False
         after = (*now[: self.position], new, *now[self.position + 1 :])
-        as_before = len(after) == len(self.before) and all(map(_is, after, self.before))
+        as_before = len(after) == len(self.before) and all(map(operator.is_, after, self.before))
         self.function.__defaults__ = self.before if as_before else after
         return True
 
 
-@dataclass(frozen=True, eq=False)
 class Cell(Holder):
     """A closure cell: what a nested function sees of the function around it."""
 
-    cell: types.CellType = field(repr=False)
+    def __init__(self, address: str, cell: types.CellType) -> None:
+        super().__init__(address)
+        self.cell = cell
 
     def exchange(self, old: Any, new: Any) -> bool:
         if _contents(self.cell) is not old:
@@ -109,18 +114,15 @@ class Cell(Holder):
         return True
 
 
-@dataclass(frozen=True, eq=False)
 class Fixed(Holder):
     """What cannot be rebound: an element of a tuple or a set, a partial, a bound method. ``why`` says which."""
 
-    why: str = ""
+    def __init__(self, address: str, why: str) -> None:
+        super().__init__(address)
+        self.why = why
 
     def exchange(self, old: Any, new: Any) -> bool:
         return False
-
-
-def _is(one: Any, other: Any) -> bool:
-    return one is other
 
 
 def _contents(cell: types.CellType) -> Any:
@@ -212,7 +214,7 @@ class _Search:
                     if not node.root:
                         level.append(node)
             del level[MOST_WIDE:]
-            if all(self._is_named(link.parent, ()) for start in self.starts for link in start.links):
+            if self._all_named():
                 return
 
     def _node(self, thing: Any) -> _Node:
@@ -250,48 +252,74 @@ class _Search:
                     linked = True
         return linked
 
-    def _is_named(self, node: _Node, below: tuple[_Node, ...]) -> bool:
-        return node.root or any(
-            self._is_named(link.parent, (*below, node)) for link in node.links if link.parent not in below
-        )
+    def _children(self) -> dict[_Node, list[tuple[_Node, _Link]]]:
+        children: dict[_Node, list[tuple[_Node, _Link]]] = {}
+        for child in self.nodes.values():
+            for link in child.links:
+                children.setdefault(link.parent, []).append((child, link))
+        return children
 
-    def _address(self, node: _Node, below: tuple[_Node, ...], spared: Collection[int]) -> _Address | None:
-        """The shortest way to write ``node``; ``None`` where only local variables, or what is spared, lead to it."""
-        if node.home in spared:
-            return None
-        if node.root:
-            return _Address(node.name, namespace=id(node.thing) in self.modules)
-        best: _Address | None = None
-        if len(below) <= MOST_STEPS:
-            for link in node.links:
-                if link.parent in below or link.parent is node:
+    def _all_named(self) -> bool:
+        """Whether something that has an address of its own leads to every holder."""
+        children = self._children()
+        waiting = [node for node in self.nodes.values() if node.root]
+        named = set(waiting)
+        while waiting:
+            for child, _ in children.get(waiting.pop(), ()):
+                if child not in named:
+                    named.add(child)
+                    waiting.append(child)
+        return all(link.parent in named for start in self.starts for link in start.links)
+
+    def _addresses(self, spared: Collection[int]) -> dict[_Node, _Address]:
+        """The shortest way to write each node that not only local variables, or what is spared, lead to.
+
+        Dijkstra's algorithm from the nodes that have an address of their own, the length of the text as distance.
+        """
+        children = self._children()
+        found: dict[_Node, _Address] = {}
+        count = itertools.count()
+        nodes = [node for node in self.nodes.values() if node.home not in spared]
+        rooted = [node for node in nodes if node.root]
+        # A function that nothing else leads to is called by its name, though the name leads elsewhere.
+        called = [node for node in nodes if node.name and node.links and not node.root]
+        for beginnings in (rooted, called):
+            heap = []
+            for node in beginnings:
+                address = _Address(node.name, namespace=id(node.thing) in self.modules)
+                heap.append((len(address.text), address.text, next(count), node, address))
+            heapq.heapify(heap)
+            while heap:
+                _, _, _, node, address = heapq.heappop(heap)
+                if node in found or node.home in spared:
                     continue
-                above = self._address(link.parent, (*below, node), spared)
-                if above is None:
-                    continue
-                written = _Address(above.of(link), namespace=link.as_namespace)
-                if best is None or (len(written.text), written.text) < (len(best.text), best.text):
-                    best = written
-        if best is None and node.name and node.links:
-            best = _Address(node.name)
-        return best
+                found[node] = address
+                for child, link in children.get(node, ()):
+                    if child not in found and not child.root:
+                        below = _Address(address.of(link), namespace=link.as_namespace)
+                        heapq.heappush(heap, (len(below.text), below.text, next(count), child, below))
+        return found
 
     def holders(self) -> dict[int, list[Holder]]:
         found: dict[int, list[Holder]] = {}
+        by_spared: dict[frozenset[int], dict[_Node, _Address]] = {}
         for start in self.starts:
-            spared = self.spared.get(id(start.thing), ())
+            spared = frozenset(self.spared.get(id(start.thing), ()))
+            if spared not in by_spared:
+                by_spared[spared] = self._addresses(spared)
+            addresses = by_spared[spared]
             holders: dict[str, Holder] = {}
             for link in start.links:
                 if link.parent in self.starts and type(link.parent.thing) in (staticmethod, classmethod, property):
                     continue  # who holds that one is listed for it
-                above = self._address(link.parent, (start,), spared)
+                above = addresses.get(link.parent)
                 if above is not None:
-                    for holder in self._at(start, link, above, spared):
+                    for holder in self._at(start, link, above, addresses):
                         holders.setdefault(holder.address, holder)
             found[id(start.thing)] = [holders[address] for address in sorted(holders)]
         return found
 
-    def _at(self, start: _Node, link: _Link, above: _Address, spared: Collection[int]) -> Iterator[Holder]:
+    def _at(self, start: _Node, link: _Link, above: _Address, addresses: dict[_Node, _Address]) -> Iterator[Holder]:
         """The holder, or holders, that ``link`` is."""
         node, thing, address = link.parent, link.parent.thing, above.of(link)
         owner = next((up.parent.thing for up in node.links if up.as_namespace), None)
@@ -309,7 +337,7 @@ class _Search:
         elif type(thing) in (list, deque, OrderedDict, defaultdict):
             yield Item(address, thing, link.key)
         elif type(thing) is tuple:
-            yield from self._in_tuple(node, link, address, spared)
+            yield from _in_tuple(node, link, address, addresses)
         else:
             namespace = raw.namespace(thing)
             if namespace is not None and type(link.key) is str and namespace.get(link.key) is start.thing:
@@ -317,14 +345,14 @@ class _Search:
             else:
                 yield Fixed(address, _why(thing))
 
-    def _in_tuple(self, node: _Node, link: _Link, address: str, spared: Collection[int]) -> Iterator[Holder]:
-        functions = [up.parent for up in node.links if up.suffix == ".__defaults__"]
-        for function in functions:
-            named = self._address(function, (node,), spared)
-            if named is not None:
-                yield Default(f"{named.text}.__defaults__{link.suffix}", function.thing, link.key, node.thing)
-        if not functions:
-            yield Fixed(address, _why(node.thing))
+
+def _in_tuple(node: _Node, link: _Link, address: str, addresses: dict[_Node, _Address]) -> Iterator[Holder]:
+    functions = [up.parent for up in node.links if up.suffix == ".__defaults__" and up.parent in addresses]
+    for function in functions:
+        of_default = f"{addresses[function].text}.__defaults__{link.suffix}"
+        yield Default(of_default, function.thing, link.key, node.thing)
+    if not functions:
+        yield Fixed(address, _why(node.thing))
 
 
 KEYS = ".keys()"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hookery import chain, engines, held, raw, reach
+from hookery import chain, engines, raw, reach
 from hookery.hooks import Hook, HookState, HookType, HookWarning, MissedHookWarning, TargetNotFoundError
 from hookery.reach import Holder
 from hookery.targets import Target, TargetKind, again, may_concern, resolve
@@ -75,7 +75,14 @@ class Patch:
         """What others may hold of the original, each with what stands in for it."""
         if self.target.inherited or self.stand_in is None or self.stand_in is self.original:
             return []
+        from hookery import held
+
         return held.pairs(self.original, self.stand_in)
+
+    @property
+    def own_modules(self) -> set[int]:
+        """The identities of the globals of the modules that the hooks were written in."""
+        return {id(found) for hook in self.hooks if (found := hook.own_globals()) is not None}
 
 
 _patches: list[Patch] = []
@@ -329,7 +336,7 @@ def _rebind() -> None:
     wishes: list[reach.Rebinding] = []
     for patch in _patches:
         if patch.rebinds and patch.stand_in is not None and id(patch.original) not in patch_of:
-            wishes.append(reach.Rebinding(patch.original, patch.stand_in, held.own_modules(patch)))
+            wishes.append(reach.Rebinding(patch.original, patch.stand_in, patch.own_modules))
             patch_of[id(patch.original)] = patch
             if not patch.is_class:
                 _spare_own_modules(patch)
@@ -340,8 +347,11 @@ def _rebind() -> None:
             patch_of[id(wish.old)].holders.append(holder)
     reached = [patch for patch in _patches if patch in _to_reach and not patch.superseded]
     _to_reach.clear()
-    for patch, holders in held.rebind(reached, _made).items():
-        patch.holders.extend(holders)
+    if reached:
+        from hookery import held
+
+        for patch, holders in held.rebind(reached, _made).items():
+            patch.holders.extend(holders)
 
 
 def reach_deeply(patch: Patch) -> None:
@@ -352,6 +362,8 @@ def reach_deeply(patch: Patch) -> None:
 
 def unreached(wanted: Iterable[Patch]) -> dict[Patch, list[Holder]]:
     """Who still holds the originals of some patches, and so calls past the hooks. Asks the garbage collector."""
+    from hookery import held
+
     found = held.find([patch for patch in wanted if not patch.superseded], _made)
     return {patch: [holder for _, _, holder in places] for patch, places in found.items()}
 
@@ -460,10 +472,10 @@ def _restore(patch: Patch) -> None:
     else:
         setattr(target.owner, target.attribute, patch.original)
     for holder in patch.holders:
-        for old, new in patch.held:
-            if new is not None and holder.exchange(new, old):
-                break
+        holder.exchange(patch.stand_in, patch.original)
     if patch.deep:
+        from hookery import held
+
         held.give_back(patch, _made)
     if patch.rebinds:
         _returning.append(reach.Rebinding(patch.stand_in, patch.original))

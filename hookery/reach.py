@@ -7,25 +7,25 @@ through module dictionaries, so nobody's code runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
-@dataclass
 class Rebinding:
     """A wish: wherever ``old`` is found, ``new`` shall stand, except in the modules whose globals are spared."""
 
-    old: Any
-    new: Any
-    spared_globals: set[int] = field(default_factory=set)
+    def __init__(self, old: Any, new: Any, spared_globals: Collection[int] = ()) -> None:
+        self.old, self.new, self.spared_globals = old, new, spared_globals
 
 
-@dataclass(frozen=True, eq=False)
 class Holder:
     """A place outside the target's own name that refers to an object. ``address`` is how a person finds it."""
 
-    address: str
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address})"
 
     def exchange(self, old: Any, new: Any) -> bool:
         """Put ``new`` where ``old`` is held; whether it was held and could be replaced."""
@@ -36,12 +36,12 @@ class Holder:
         return self.exchange(thing, thing)
 
 
-@dataclass(frozen=True, eq=False)
 class Entry(Holder):
     """A module global: ``name`` in the globals ``namespace`` of a module."""
 
-    name: str = field(repr=False)
-    namespace: dict[str, Any] = field(repr=False)
+    def __init__(self, address: str, name: str, namespace: dict[str, Any]) -> None:
+        super().__init__(address)
+        self.name, self.namespace = name, namespace
 
     def exchange(self, old: Any, new: Any) -> bool:
         if self.namespace.get(self.name) is not old:

@@ -29,11 +29,11 @@ from hookery.hooks import (
     MissedHookWarning,
     TargetNotFoundError,
 )
-from hookery.listing import HookRecord
 from hookery.targets import Pending, Target, TargetKind, again, resolve, validate_name
 
 if TYPE_CHECKING:
     from hookery.explanation import Explanation, Problem
+    from hookery.listing import HookRecord
 
 F = TypeVar("F", bound=Callable[..., Any])
 Failure = tuple[HookSource, Exception]
@@ -161,6 +161,8 @@ class HookRegistry:
         """
         if reach not in ("globals", "deep"):
             raise ValueError(f"reach is {reach!r}; it must be 'globals' or 'deep'")
+        if reach == "deep":
+            from hookery import held  # noqa: F401  (here and not when it is needed: then the lock is held)
         failures: list[Failure] = []
         with patches.lock:
             if reach == "deep":
@@ -302,6 +304,10 @@ class HookRegistry:
             unreached: fill that field of the records too, which takes tens of milliseconds: the garbage collector is
                 asked who holds the originals.
         """
+        if unreached:
+            from hookery import held  # noqa: F401  (before the lock is taken)
+        from hookery.listing import HookRecord
+
         with patches.lock:
             hooks = sorted(self._hooks, key=lambda hook: hook.order)
             found = self._unreached(hooks) if unreached else {}
@@ -321,6 +327,8 @@ class HookRegistry:
         Raises:
             HookError: no hook is registered for ``target``.
         """
+        from hookery import held  # noqa: F401  (before the lock is taken)
+
         with patches.lock:
             hooks = [hook for hook in self._hooks if target is None or _names(hook, target)]
             if not hooks and target is not None:

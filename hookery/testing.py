@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from hookery import held as held  # needed by the patches while the lock is held
 from hookery import patches, raw
 from hookery.hooks import HookWarning
 from hookery.patches import Patch
