@@ -6,10 +6,10 @@ PROMPT ?= If the argument is
 PYTEST_FLAGS ?= -n auto
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fix bench clean
+.PHONY: help run test test-pythons lint fix bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python 3.10 or newer is needed, this is {sys.version}"'
@@ -29,6 +29,9 @@ run: $(VENV)/.installed-runtime ## generate text with the embedded model, hooked
 test: $(VENV)/.installed-dev ## run the test suite
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
+test-pythons: ## run the tests of hookery on every CPython that the machine has
+	$(PYTHON) tests/run_on_every_python.py
+
 lint: $(VENV)/.installed-dev ## ruff (lint and format check) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,6 +44,7 @@ fix: $(VENV)/.installed-dev ## what lint can mend by itself
 
 bench: $(VENV)/.installed-dev ## run the benchmarks
 	$(BIN)/python benchmarks/hook_overhead.py
+	$(BIN)/python benchmarks/apply.py
 	$(BIN)/python benchmarks/generate.py
 
 clean: ## remove the environment and the caches

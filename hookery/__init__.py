@@ -12,6 +12,10 @@
     hookery.applied_hooks()  # what stands where, and whether it ran
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from hookery.hooks import (
     NONE,
     Hook,
@@ -25,12 +29,17 @@ from hookery.hooks import (
     PluginError,
     TargetNotFoundError,
 )
-from hookery.listing import HookRecord, format_table
 from hookery.plugins import load_plugins
 from hookery.registry import HookRegistry, plugin_hook, registry
 
+if TYPE_CHECKING:
+    from hookery.explanation import ExplainedHook, Explanation, Problem
+    from hookery.listing import HookRecord, format_table
+
 __all__ = [
     "NONE",
+    "ExplainedHook",
+    "Explanation",
     "Hook",
     "HookApplyError",
     "HookError",
@@ -42,8 +51,10 @@ __all__ = [
     "HookWarning",
     "MissedHookWarning",
     "PluginError",
+    "Problem",
     "TargetNotFoundError",
     "applied_hooks",
+    "explain",
     "format_table",
     "load_plugins",
     "plugin_hook",
@@ -53,6 +64,34 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def applied_hooks() -> list[HookRecord]:
+def applied_hooks(*, unreached: bool = False) -> list[HookRecord]:
     """Every hook of the process's registry: target, hook, type, source, state, whether it ran, and more."""
-    return registry.applied_hooks()
+    return registry.applied_hooks(unreached=unreached)
+
+
+def explain(target: str) -> Explanation:
+    """What stands at ``target`` and why; see :meth:`HookRegistry.explain`."""
+    return registry.explain(target)
+
+
+_LOADED_WHEN_ASKED_FOR = {
+    "ExplainedHook": "explanation",
+    "Explanation": "explanation",
+    "HookRecord": "listing",
+    "Problem": "explanation",
+    "format_table": "listing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LOADED_WHEN_ASKED_FOR:
+        from importlib import import_module
+
+        value = getattr(import_module(f"hookery.{_LOADED_WHEN_ASKED_FOR[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LOADED_WHEN_ASKED_FOR})

@@ -99,8 +99,11 @@ class Hook:
     order: int = 0
     reason: str | None = None
     counted: bool = False
+    subclasses: bool = False  # hook what overrides the target in subclasses too
+    deep: bool = False  # reach more than module globals
     state: HookState = HookState.PENDING
     detail: str = ""
+    waits_for: str | None = None  # while it is pending: the module
     engine: str | None = None
     place: str = ""  # the name, in colon form, under which the target was found
     ran: bool = False

@@ -14,10 +14,11 @@ class HookRecord:
     """One hook as it stands at the moment of asking; every field is plain data.
 
     ``calls`` is ``None`` unless counting is on for the hook; ``ran`` and ``calls`` are ``None`` for a class that
-    replaces a class, because nothing stands between it and whoever uses it.
-    ``detail`` says why a hook is not applied,
+    replaces a class, because nothing stands between it and whoever uses it. ``detail`` says why a hook is not applied,
     ``engine_reason`` why this engine puts it in place, ``last_error`` what it raised last where ``on_error`` lets the
-    program go on.
+    program go on. ``overridden_by`` names what overrides the target in subclasses without this hook on it: the hook
+    runs there only if the override calls the target. ``unreached``, who still holds the original and so calls past the
+    hook, is ``None`` unless it was asked for.
     """
 
     target: str
@@ -37,9 +38,16 @@ class HookRecord:
     on_error: str
     last_error: str | None
     versions: str | None
+    overridden_by: tuple[str, ...] = ()
+    unreached: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "overridden_by", tuple(self.overridden_by))  # JSON makes lists of them
+        if self.unreached is not None:
+            object.__setattr__(self, "unreached", tuple(self.unreached))
 
     @classmethod
-    def of(cls, hook: Hook) -> HookRecord:
+    def of(cls, hook: Hook, *, overridden_by: Iterable[str] = (), unreached: Iterable[str] | None = None) -> HookRecord:
         replaces_class = isinstance(hook.function, type)
         return cls(
             target=hook.target,
@@ -59,11 +67,13 @@ class HookRecord:
             on_error=hook.on_error,
             last_error=hook.last_error,
             versions=hook.versions,
+            overridden_by=tuple(overridden_by),
+            unreached=None if unreached is None else tuple(unreached),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON takes it."""
-        return asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 _COLUMNS = ("process", "target", "type", "hook", "source", "state", "ran", "calls")
@@ -83,6 +93,10 @@ def format_table(records: Mapping[str, Sequence[HookRecord]]) -> str:
             rows.append((process, record.target, record.type.upper(), hook, source, record.state, ran, calls))
             if record.detail:
                 notes.append(f"{process}: {hook} is {record.state}: {record.detail}")
+            for address in record.overridden_by:
+                notes.append(f"{process}: {hook} is not on {address}, which overrides {record.target}")
+            for address in record.unreached or ():
+                notes.append(f"{process}: {hook} does not reach {address}, which holds the original of {record.target}")
     return "\n".join([*_align(rows), *notes])
 
 

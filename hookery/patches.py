@@ -11,17 +11,22 @@ import dataclasses
 import sys
 import threading
 import types
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hookery import chain, engines, reach
+from hookery import chain, engines, raw, reach
 from hookery.generation import Fused
 from hookery.hooks import Hook, HookError, HookState, HookType, HookWarning, MissedHookWarning, TargetNotFoundError
 from hookery.own_modules import may_import_later
-from hookery.targets import Target, TargetKind, may_concern, owner_path, resolve
+from hookery.reach import Holder
+from hookery.targets import Target, TargetKind, again, may_concern, owner_path, resolve
 
 lock = threading.RLock()
+
+observers: list[Callable[[Patch], object]] = []  # called with every patch that is made
+_made: weakref.WeakSet[Patch] = weakref.WeakSet()  # those that were taken off too, until the last reference goes
 
 
 @dataclass(eq=False)
@@ -34,11 +39,15 @@ class Patch:
     stand_in: Any = None
     made: engines.StandIn | None = None
     hooks: list[Hook] = field(default_factory=list)
-    holders: list[reach.Holder] = field(default_factory=list)
+    holders: list[Holder] = field(default_factory=list)
+    deep: bool = False  # what else than module globals holds the original is rebound too, where that is safe
     superseded: bool = False  # a reload put another object at the name; this patch serves whoever kept the old one
     looking_after: Callable[[], None] | None = None  # see _looking_after_own_modules
 
     def __post_init__(self) -> None:
+        _made.add(self)
+        for observe in observers:
+            observe(self)
         if not self.is_class:
             self.made = engines.make_stand_in(self.target, self.engine)
             if not self.is_property:
@@ -78,10 +87,25 @@ class Patch:
         """The patches of the accessors of one property, this one among them."""
         return [patch for patch in _patches if not patch.superseded and _is_sibling(patch, self.target)]
 
+    @property
+    def held(self) -> list[tuple[Any, Any]]:
+        """What others may hold of the original, each with what stands in for it."""
+        if self.target.inherited or self.stand_in is None or self.stand_in is self.original:
+            return []
+        from hookery import held
+
+        return held.pairs(self.original, self.stand_in)
+
+    @property
+    def own_modules(self) -> set[int]:
+        """The identities of the globals of the modules that the hooks were written in."""
+        return {id(found) for hook in self.hooks if (found := hook.own_globals()) is not None}
+
 
 _patches: list[Patch] = []
 _notes: list[HookWarning] = []  # what to warn about once the table is consistent and the lock free
 _returning: list[reach.Rebinding] = []  # stand-ins whose last hook left
+_to_reach: list[Patch] = []  # patches whose other holders are to be rebound
 _changed_classes: list[Any] = []  # classes put at a target's name since the hooks on members last followed
 _left_behind: list[tuple[str, Hook]] = []  # hooks on members that the class standing there now does not have
 
@@ -117,12 +141,76 @@ def find(target: Target) -> Patch | None:
 
 
 def add(target: Target, hook: Hook) -> None:
-    """Put ``hook`` on ``target``. The stand-in goes to the target's own name; :func:`settle` does the other holders.
+    """Put ``hook`` on ``target``, and on what overrides it in subclasses where the hook asks for that. The stand-in
+    goes to the target's own name; :func:`settle` does the other holders.
 
     Raises:
         TypeError: the hook does not fit the target, or the target's owner cannot be changed. Nothing is changed then.
         HookError: the hook asks for another engine than one that is on the target already.
     """
+    if hook.subclasses and (target.kind is TargetKind.CLASS or isinstance(target.owner, types.ModuleType)):
+        raise TypeError(f"{hook.describe()}: subclasses=True is for members of classes, and {target.name} is none")
+    on_before = patches_of(hook)
+    _put(target, hook)
+    hook.place = target.name
+    try:
+        add_to_subclasses(hook)
+    except TypeError:
+        for patch in patches_of(hook):
+            if patch not in on_before:
+                remove(patch, [hook])
+        raise
+
+
+def add_to_subclasses(hook: Hook) -> bool:
+    """Put a hook that asks for it on what overrides its target in the subclasses there are now; whether there was any.
+
+    Raises:
+        TypeError: it does not fit one of them.
+    """
+    added = False
+    for patch, subclass in overriding(hook) if hook.subclasses else ():
+        override = replace(
+            patch.target,
+            module=raw.class_module(subclass),
+            qualname=f"{raw.class_qualname(subclass)}.{patch.target.attribute}",
+            owner=subclass,
+        )
+        try:
+            override = again(override)
+        except TypeError:
+            continue  # nothing that can be called, such as __hash__ = None; the listing names it
+        _put(override, hook)
+        added = True
+    return added
+
+
+def overriding(hook: Hook) -> list[tuple[Patch, type]]:
+    """The subclasses that override what ``hook`` is on with something that it is not on."""
+    found = []
+    for patch in patches_of(hook):
+        owner, attribute = patch.target.owner, patch.target.attribute
+        if patch.is_class or patch.superseded or not raw.is_class(owner):
+            continue
+        for subclass in raw.subclasses(owner):
+            if attribute not in raw.class_namespace(subclass):
+                continue
+            own = raw.class_namespace(subclass)[attribute]
+            if own is patch.original or own is patch.stand_in:
+                continue  # an alias: a holder, not an override
+            there = [other for other in _patches if other.target.owner is subclass and other.stand_in is own]
+            if not any(hook in other.hooks or other.target.inherited for other in there):
+                found.append((patch, subclass))
+    first = {id(subclass): (patch, subclass) for patch, subclass in reversed(found)}
+    return sorted(first.values(), key=lambda pair: raw.class_name(pair[1]))
+
+
+def overrides(hook: Hook) -> list[str]:
+    """The addresses of what :func:`overriding` finds."""
+    return [f"{raw.class_name(subclass)}.{patch.target.attribute}" for patch, subclass in overriding(hook)]
+
+
+def _put(target: Target, hook: Hook) -> None:
     _check_fit(target, hook)
     patch = find(target)
     if patch is not None and hook.engine_asked not in (engines.ENGINE_AUTO, patch.engine):
@@ -132,7 +220,8 @@ def add(target: Target, hook: Hook) -> None:
         _patches.append(patch)
     if hook not in patch.hooks:
         patch.hooks.append(hook)
-    hook.place = target.name
+    if hook.deep:
+        reach_deeply(patch)
     try:
         refresh(patch)
         if patch.made is not None:
@@ -335,8 +424,7 @@ def _stand_class(patch: Patch, winner: Hook | None) -> None:
     elif not patch.superseded:
         _report_foreign(patch)
     for holder in patch.holders:
-        if holder.namespace.get(holder.name) is old:
-            holder.namespace[holder.name] = new
+        holder.exchange(old, new)
     patch.stand_in = None if new is patch.original else new
     _changed_classes.append(new)
 
@@ -357,8 +445,7 @@ def _rebind() -> None:
     wishes: list[reach.Rebinding] = []
     for patch in _patches:
         if patch.rebinds and patch.stand_in is not None and id(patch.original) not in patch_of:
-            spared = {id(found) for hook in patch.hooks if (found := hook.own_globals()) is not None}
-            wishes.append(reach.Rebinding(patch.original, patch.stand_in, spared))
+            wishes.append(reach.Rebinding(patch.original, patch.stand_in, patch.own_modules))
             patch_of[id(patch.original)] = patch
             if not patch.is_class:
                 _spare_own_modules(patch)
@@ -367,6 +454,27 @@ def _rebind() -> None:
     for wish, holder in reach.rebind([*wishes, *returning]):
         if id(wish.old) in patch_of:
             patch_of[id(wish.old)].holders.append(holder)
+    reached = [patch for patch in _patches if patch in _to_reach and not patch.superseded]
+    _to_reach.clear()
+    if reached:
+        from hookery import held
+
+        for patch, holders in held.rebind(reached, _made).items():
+            patch.holders.extend(holders)
+
+
+def reach_deeply(patch: Patch) -> None:
+    """Have :func:`settle` rebind every holder of the patch's original that can be."""
+    patch.deep = True
+    _to_reach.append(patch)
+
+
+def unreached(wanted: Iterable[Patch]) -> dict[Patch, list[Holder]]:
+    """Who still holds the originals of some patches, and so calls past the hooks. Asks the garbage collector."""
+    from hookery import held
+
+    found = held.find([patch for patch in wanted if not patch.superseded], _made)
+    return {patch: [holder for _, _, holder in places] for patch, places in found.items()}
 
 
 def _follow(classes: list[Any]) -> bool:
@@ -454,6 +562,8 @@ def remove(patch: Patch, hooks: list[Hook]) -> None:
         return
     if patch in _patches:
         _patches.remove(patch)
+    if patch in _to_reach:
+        _to_reach.remove(patch)
     if patch.made is None:
         _stand_class(patch, None)
         return
@@ -476,8 +586,11 @@ def _restore(patch: Patch) -> None:
     else:
         setattr(target.owner, target.attribute, patch.original)
     for holder in patch.holders:
-        if holder.namespace.get(holder.name) is patch.stand_in:
-            holder.namespace[holder.name] = patch.original
+        holder.exchange(patch.stand_in, patch.original)
+    if patch.deep:
+        from hookery import held
+
+        held.give_back(patch, _made)
     if patch.rebinds or patch.original is None:
         _returning.append(reach.Rebinding(patch.stand_in, patch.original))
 

@@ -12,12 +12,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hookery import registry as registry_module
 from hookery.hooks import HookApplyError, HookSource, HookWarning, PluginError
-from hookery.registry import HookRegistry, Loading, declarations
+from hookery.registry import HookRegistry, Loading, Reach, declarations
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 ENTRY_POINT_GROUP = "hookery.plugins"
 ALLOW_LIST_VARIABLE = "HOOKERY_PLUGINS"
@@ -42,6 +44,7 @@ def load_plugins(
     registry: HookRegistry | None = None,
     strict: bool = False,
     eager: bool = False,
+    reach: Reach = "globals",
 ) -> None:
     """Load the plugins of this process and apply every hook registered so far. Call it once, before the program starts.
 
@@ -55,6 +58,7 @@ def load_plugins(
         registry: where the hooks go; the process's registry by default.
         strict: raise for any plugin that fails and any target that does not exist.
         eager: import the modules of all targets now.
+        reach: how far the hooks reach, as for :meth:`HookRegistry.apply_hooks`.
 
     Raises:
         PluginError: a plugin that was asked for by name is not installed or raised; with ``strict``, any that raised.
@@ -73,7 +77,7 @@ def load_plugins(
         else:
             registry.loaded_plugins.add(plugin.key)
     tolerated = set() if strict else {plugin.source for plugin in _choose(modules, names) if not plugin.asked_for}
-    failures = registry.apply_pending(strict=strict, eager=eager)
+    failures = registry.apply_pending(strict=strict, eager=eager, reach=reach)
     for source, failure in failures:
         if source in tolerated:
             warnings.warn(f"hooks of {source} were taken back: {failure}", HookWarning, stacklevel=2)
@@ -88,6 +92,8 @@ def _choose(modules: Sequence[str], names: Iterable[str] | None) -> list[_Plugin
     Raises:
         PluginError: a name on the allow-list is not installed.
     """
+    from importlib.metadata import entry_points  # slow to import
+
     installed = sorted(
         entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: (_distribution(entry) or "", entry.name)
     )

@@ -7,31 +7,47 @@ through module dictionaries, so nobody's code runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
-@dataclass
 class Rebinding:
     """A wish: wherever ``old`` is found, ``new`` shall stand, except in the modules whose globals are spared."""
 
-    old: Any
-    new: Any
-    spared_globals: set[int] = field(default_factory=set)
+    def __init__(self, old: Any, new: Any, spared_globals: Collection[int] = ()) -> None:
+        self.old, self.new, self.spared_globals = old, new, spared_globals
 
 
-@dataclass(frozen=True)
 class Holder:
-    """A module global that was rebound: ``name`` in ``namespace`` of the module ``module``."""
+    """A place outside the target's own name that refers to an object. ``address`` is how a person finds it."""
 
-    module: str
-    name: str
-    namespace: dict[str, Any] = field(repr=False, compare=False)
+    def __init__(self, address: str) -> None:
+        self.address = address
 
-    @property
-    def address(self) -> str:
-        return f"{self.module}.{self.name}"
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address})"
+
+    def exchange(self, old: Any, new: Any) -> bool:
+        """Put ``new`` where ``old`` is held; whether it was held and could be replaced."""
+        raise NotImplementedError
+
+    def holds(self, thing: Any) -> bool:
+        """Whether ``thing`` is what is held."""
+        return self.exchange(thing, thing)
+
+
+class Entry(Holder):
+    """A module global: ``name`` in the globals ``namespace`` of a module."""
+
+    def __init__(self, address: str, name: str, namespace: dict[str, Any]) -> None:
+        super().__init__(address)
+        self.name, self.namespace = name, namespace
+
+    def exchange(self, old: Any, new: Any) -> bool:
+        if self.namespace.get(self.name) is not old:
+            return False
+        self.namespace[self.name] = new
+        return True
 
 
 def rebind(wishes: Iterable[Rebinding]) -> list[tuple[Rebinding, Holder]]:
@@ -56,7 +72,7 @@ def rebind(wishes: Iterable[Rebinding]) -> list[tuple[Rebinding, Holder]]:
             wish = by_identity.get(id(value))
             if wish is not None and value is wish.old and id(namespace) not in wish.spared_globals:
                 namespace[name] = wish.new
-                done.append((wish, Holder(module_name, name, namespace)))
+                done.append((wish, Entry(f"{module_name}.{name}", name, namespace)))
     return done
 
 

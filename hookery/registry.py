@@ -13,7 +13,7 @@ import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from hookery import engines, patches
 from hookery.deferred import ImportWatcher, modules_to_watch
@@ -29,12 +29,16 @@ from hookery.hooks import (
     MissedHookWarning,
     TargetNotFoundError,
 )
-from hookery.listing import HookRecord
 from hookery.targets import Pending, Target, TargetKind, again, resolve, validate_name
 from hookery.versions import check_specifier, check_versions_are_known, outside_versions
 
+if TYPE_CHECKING:
+    from hookery.explanation import Explanation, Problem
+    from hookery.listing import HookRecord
+
 F = TypeVar("F", bound=Callable[..., Any])
 Failure = tuple[HookSource, Exception]
+Reach = Literal["globals", "deep"]
 
 
 class HookRegistry:
@@ -61,6 +65,7 @@ class HookRegistry:
         reason: str | None = None,
         versions: str | None = None,
         count: bool | None = None,
+        subclasses: bool = False,
         source: HookSource | None = None,
     ) -> Hook:
         """Register ``hook``; it takes effect with the next :meth:`apply_hooks`.
@@ -79,6 +84,9 @@ class HookRegistry:
             versions: a version specifier (PEP 440, ``">=2.6,<2.14"``) for the distribution that the target's top-level
                 module belongs to. With another version the hook is not applied and listed as skipped.
             count: count the calls of this hook, whatever the registry's ``counting`` says.
+            subclasses: hook what overrides a method in subclasses too: those there are when the hooks are applied,
+                and with another :meth:`apply_hooks` those that were defined since. An override that calls ``super()``
+                runs the hook once per level.
             source: who registers; by default the plugin being loaded, else the hook's own module.
 
         Raises:
@@ -116,6 +124,7 @@ class HookRegistry:
         with patches.lock:
             new = Hook(target, hook, hook_type, source, priority, _next_order(), reason, counted)
             new.engine_asked, new.on_error, new.versions = engine, on_error, versions
+            new.subclasses = subclasses
             older = next((other for other in self._hooks if _is_same(other, new)), None)
             if older is not None and older.state is not HookState.REVERTED and older.function is hook:
                 if _options(older) != _options(new):
@@ -140,7 +149,7 @@ class HookRegistry:
                 patches.settle()
             return new
 
-    def apply_hooks(self, *, strict: bool = False, eager: bool = False) -> None:
+    def apply_hooks(self, *, strict: bool = False, eager: bool = False, reach: Reach = "globals") -> None:
         """Apply every hook that is not applied yet. May be called any number of times.
 
         A target whose module is not imported yet is applied when it is. A target that does not exist is recorded as
@@ -149,24 +158,43 @@ class HookRegistry:
         Args:
             strict: raise for a target that does not exist; everything of its source is undone.
             eager: import the modules of the targets now.
+            reach: ``"globals"`` rebinds every module global that holds an original. ``"deep"`` also rebinds, for all
+                hooks registered so far, elements of lists and dictionaries, attributes of classes and instances,
+                default arguments and closure cells; all of it is restored with the last hook. What cannot be rebound
+                stays *unreached*: see :meth:`unreached`.
 
         Raises:
             HookApplyError: the hooks of some sources could not be applied. Everything of those sources is undone; the
                 hooks of all other sources stand.
+            ValueError: ``reach`` is neither ``"globals"`` nor ``"deep"``.
         """
-        failures = self.apply_pending(strict=strict, eager=eager)
+        failures = self.apply_pending(strict=strict, eager=eager, reach=reach)
         if failures:
             raise HookApplyError("; ".join(f"{error}" for _, error in failures)) from failures[0][1]
 
     def apply_pending(
-        self, *, strict: bool = False, eager: bool = False, completed: str | None = None
+        self,
+        *,
+        strict: bool = False,
+        eager: bool = False,
+        reach: Reach = "globals",
+        completed: str | None = None,
     ) -> list[Failure]:
         """Like :meth:`apply_hooks`, but returns what failed, by source, instead of raising.
 
         ``completed`` is the module whose import is calling.
         """
+        if reach not in ("globals", "deep"):
+            raise ValueError(f"reach is {reach!r}; it must be 'globals' or 'deep'")
+        if reach == "deep":
+            from hookery import held  # noqa: F401  (here and not when it is needed: then the lock is held)
         failures: list[Failure] = []
         with patches.lock:
+            if reach == "deep":
+                for hook in self._hooks:
+                    hook.deep = True
+                    for patch in patches.patches_of(hook):
+                        patches.reach_deeply(patch)
             waiting = [hook for hook in self._hooks if hook.state in _WAITING]
         resolved: list[tuple[Hook, Target]] = []
         notes: list[HookWarning] = []
@@ -186,6 +214,7 @@ class HookRegistry:
             # Classes first, outermost first: a member hook belongs to whichever class stands at the name.
             resolved.sort(key=lambda pair: _class_depth(pair[1]))
             failed = {source for source, _ in failures}
+            subclasses_hooked = False
             a_class_was_replaced = False
             for hook, target in resolved:
                 if hook.source in failed or hook not in self._hooks or hook.state not in _WAITING:
@@ -198,10 +227,17 @@ class HookRegistry:
                     failures.append((hook.source, error))
                     failed.add(hook.source)
                 a_class_was_replaced |= target.kind is TargetKind.CLASS
+            for hook in self._hooks:
+                if hook.subclasses and hook.state is HookState.APPLIED and hook.source not in failed:
+                    try:
+                        subclasses_hooked |= patches.add_to_subclasses(hook)
+                    except TypeError as error:
+                        failures.append((hook.source, error))
+                        failed.add(hook.source)
             for source in failed:
                 first = next(failure for failing, failure in failures if failing == source)
                 self._undo(source, f"its source was undone: {first}")
-            if resolved or completed is None:
+            if resolved or subclasses_hooked or completed is None:
                 patches.settle()
             watch_imports()
             notes += patches.take_notes()
@@ -226,15 +262,15 @@ class HookRegistry:
         except Exception as error:  # noqa: BLE001  (an eager import runs other people's code; the caller reports it)
             return error
         if isinstance(outcome, Pending):
-            self._still_waits(hook, HookState.PENDING, outcome.why)
+            self._still_waits(hook, HookState.PENDING, outcome.why, outcome.module)
             return None
         return outcome
 
     @staticmethod
-    def _still_waits(hook: Hook, state: HookState, why: str) -> None:
+    def _still_waits(hook: Hook, state: HookState, why: str, waits_for: str | None = None) -> None:
         with patches.lock:
             if hook.state in _WAITING:  # else another thread has applied it or taken it back meanwhile
-                hook.state, hook.detail = state, why
+                hook.state, hook.detail, hook.waits_for = state, why, waits_for
 
     def revert(self, target: str | None = None, source: HookSource | str | None = None) -> None:
         """Take hooks back, in any order: those on ``target``, those of ``source``, both, or all.
@@ -292,10 +328,100 @@ class HookRegistry:
             self._hooks = [hook for hook in self._hooks if hook not in gone]
             self._after_removal()
 
-    def applied_hooks(self) -> list[HookRecord]:
-        """Every hook of this registry, in the order of registration, as it stands now."""
+    def applied_hooks(self, *, unreached: bool = False) -> list[HookRecord]:
+        """Every hook of this registry, in the order of registration, as it stands now.
+
+        Args:
+            unreached: fill that field of the records too, which takes tens of milliseconds: the garbage collector is
+                asked who holds the originals.
+        """
+        if unreached:
+            from hookery import held  # noqa: F401  (before the lock is taken)
+        from hookery.listing import HookRecord
+
         with patches.lock:
-            return [HookRecord.of(hook) for hook in sorted(self._hooks, key=lambda hook: hook.order)]
+            hooks = sorted(self._hooks, key=lambda hook: hook.order)
+            found = self._unreached(hooks) if unreached else {}
+            return [
+                HookRecord.of(hook, overridden_by=patches.overrides(hook), unreached=found.get(hook)) for hook in hooks
+            ]
+
+    def unreached(self, target: str | None = None) -> dict[str, list[str]]:
+        """Who still holds the original of a hooked target, and so calls past the hooks: the addresses, by target.
+
+        Local variables of running functions are not looked at. A hook's own module is given the original on purpose
+        and is not listed, nor is anything of an inherited target, whose original is another class's.
+
+        Args:
+            target: only this one, in either spelling.
+
+        Raises:
+            HookError: no hook is registered for ``target``.
+        """
+        from hookery import held  # noqa: F401  (before the lock is taken)
+
+        with patches.lock:
+            hooks = [hook for hook in self._hooks if target is None or _names(hook, target)]
+            if not hooks and target is not None:
+                raise HookError(f"no hook is registered for {target}")
+            found = self._unreached(hooks)
+            result: dict[str, list[str]] = {}
+            for hook in hooks:
+                if found[hook]:
+                    result[hook.target] = sorted({*result.get(hook.target, ()), *found[hook]})
+            return result
+
+    def explain(self, target: str) -> Explanation:
+        """What stands at ``target`` and why: what the name leads to, the engine, the chain in the order of the call,
+        who was rebound, who was not reached and what overrides it. Hooks of all registries are in it.
+
+        Nothing is imported. ``str()`` of the record is a text for a person.
+
+        Raises:
+            ValueError: ``target`` cannot name a target.
+        """
+        from hookery import explanation
+
+        validate_name(target)
+        with patches.lock:
+            place = _place(target)
+            patch = None if place is None else patches.find(place)
+            asked = [
+                hook
+                for registry in dict.fromkeys([*_registries, self])
+                for hook in registry._hooks
+                if hook.state is not HookState.REVERTED or hook.detail
+                if _names(hook, target) or (patch is not None and hook in patch.hooks)
+            ]
+            return explanation.explain(target, asked)
+
+    def problems(self) -> list[Problem]:
+        """Everything about the hooks of this registry that is not as it was asked for: hooks that are missed, skipped,
+        pending or undone, targets that somebody has put something else over, holders that are not reached and
+        overrides in subclasses. An empty list means that every hook is where it was asked for.
+        """
+        from hookery import explanation
+
+        with patches.lock:
+            return explanation.problems(sorted(self._hooks, key=lambda hook: hook.order))
+
+    def never_imported(self) -> list[Problem]:
+        """The hooks that are still pending, each with the module that it waits for. At the end of a program's start,
+        when everything that it needs is imported, these are hooks that will not run."""
+        from hookery import explanation
+
+        with patches.lock:
+            pending = [hook for hook in self._hooks if hook.state is HookState.PENDING]
+            return explanation.problems(sorted(pending, key=lambda hook: hook.order))
+
+    @staticmethod
+    def _unreached(hooks: list[Hook]) -> dict[Hook, list[str]]:
+        on = {hook: patches.patches_of(hook) for hook in hooks}
+        found = patches.unreached(dict.fromkeys(patch for hooked in on.values() for patch in hooked))
+        return {
+            hook: sorted({holder.address for patch in hooked for holder in found.get(patch, ())})
+            for hook, hooked in on.items()
+        }
 
     def live_targets(self) -> list[str]:
         """The targets of all hooks that were not taken back."""
@@ -352,6 +478,7 @@ def _options(hook: Hook) -> dict[str, Any]:
         "on_error": hook.on_error,
         "reason": hook.reason,
         "versions": hook.versions,
+        "subclasses": hook.subclasses,
     }
 
 
@@ -487,6 +614,7 @@ def plugin_hook(
     reason: str | None = None,
     versions: str | None = None,
     count: bool | None = None,
+    subclasses: bool = False,
 ) -> Callable[[F], F]:
     """Register the decorated function (or class, for REPLACE) as a hook on ``target`` and return it unchanged.
 
@@ -501,6 +629,7 @@ def plugin_hook(
         "reason": reason,
         "versions": versions,
         "count": count,
+        "subclasses": subclasses,
     }
 
     def decorate(function: F) -> F:

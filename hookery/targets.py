@@ -7,7 +7,6 @@ system's own ``find_spec`` once the parent is imported.
 
 from __future__ import annotations
 
-import difflib
 import enum
 import functools
 import importlib
@@ -383,6 +382,8 @@ def _names_in(holder: Any) -> Iterator[str]:
 def _not_found(
     name: str, part: str, where: str, candidates: Iterable[str] | None = None, *, hint: str | None = None
 ) -> TargetNotFoundError:
+    import difflib  # slow to import, and most names exist
+
     if candidates is None:
         parent = sys.modules.get(where)
         if parent is not None:

@@ -11,6 +11,8 @@ import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 class Modules:
     """A folder on `sys.path` that a test writes modules into."""
@@ -62,7 +64,7 @@ def run_python(
         fails: expect a non-zero exit status, and return what went to standard error.
     """
     variables = {name: value for name, value in os.environ.items() if not name.startswith("HOOKERY_")}
-    variables["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    variables["PYTHONPATH"] = os.pathsep.join(map(str, [*path, ROOT]))
     variables["PYTHONDONTWRITEBYTECODE"] = "1"
     variables.update(environment or {})
     done = subprocess.run(

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hookery import HookRegistry, HookSource, HookState, HookType, HookWarning, MissedHookWarning
-from tests.hookery.support import Modules, run_python
+from tests.hookery.support import ROOT, Modules, run_python
 
 
 def shout(result: str, *args: Any) -> str:
@@ -509,7 +509,7 @@ class TestLoaders:
 
         done = subprocess.run(
             [sys.executable, "-m", "store.main"],
-            env={**os.environ, "PYTHONPATH": str(modules.folder)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join((str(modules.folder), str(ROOT)))},
             capture_output=True,
             text=True,
             check=True,
