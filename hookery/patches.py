@@ -7,6 +7,7 @@ rebound to the stand-in. Changing the hooks swaps what the stand-in calls, not t
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import types
@@ -21,6 +22,29 @@ from hookery.reach import Holder
 from hookery.targets import Target, TargetKind, again, may_concern, resolve
 
 lock = threading.RLock()
+# How long a fork waits for another thread that is changing the table, so that the child finds it whole. That thread may
+# itself be waiting for the one that forks, so not for ever.
+FORK_WAITS = 1.0
+_held_for_fork = threading.local()
+
+
+def _before_fork() -> None:
+    _held_for_fork.yes = lock.acquire(timeout=FORK_WAITS)
+
+
+def _after_fork_in_parent() -> None:
+    if _held_for_fork.yes:
+        lock.release()
+
+
+def _after_fork_in_child() -> None:
+    """Whoever held the lock does not exist here."""
+    global lock
+    lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 observers: list[Callable[[Patch], object]] = []  # called with every patch that is made
 _made: weakref.WeakSet[Patch] = weakref.WeakSet()  # those that were taken off too, until the last reference goes
@@ -110,8 +134,9 @@ def patches_of(hook: Hook) -> list[Patch]:
 
 def find(target: Target) -> Patch | None:
     """The patch that ``target`` belongs to, under whichever name it was found."""
+    raw_object = target.raw
     for patch in _patches:
-        if patch.superseded or (target.raw is not patch.stand_in and target.raw is not patch.original):
+        if (raw_object is not patch.stand_in and raw_object is not patch.target.raw) or patch.superseded:
             continue
         same_place = patch.target.owner is target.owner and patch.target.attribute == target.attribute
         # What a module re-exports is one target under two names; an alias in a class is a method of its own.
@@ -130,9 +155,11 @@ def add(target: Target, hook: Hook) -> None:
     """
     if hook.subclasses and (target.kind is TargetKind.CLASS or isinstance(target.owner, types.ModuleType)):
         raise TypeError(f"{hook.describe()}: subclasses=True is for members of classes, and {target.name} is none")
-    on_before = patches_of(hook)
+    on_before = patches_of(hook) if hook.subclasses else []
     _put(target, hook)
     hook.place = target.name
+    if not hook.subclasses:
+        return
     try:
         add_to_subclasses(hook)
     except TypeError:
