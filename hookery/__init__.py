@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hookery.decorator import plugin_hook
 from hookery.hooks import (
     NONE,
     Hook,
@@ -30,7 +31,7 @@ from hookery.hooks import (
     TargetNotFoundError,
 )
 from hookery.plugins import load_plugins
-from hookery.registry import HookRegistry, plugin_hook, registry
+from hookery.registry import HookRegistry, registry
 
 if TYPE_CHECKING:
     from hookery.explanation import ExplainedHook, Explanation, Problem

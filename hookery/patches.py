@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import threading
 import types
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hookery import chain, engines, raw, reach
+from hookery import chain, engines, locking, raw, reach
 from hookery.generation import Fused
 from hookery.hooks import Hook, HookError, HookState, HookType, HookWarning, MissedHookWarning, TargetNotFoundError
 from hookery.own_modules import may_import_later
 from hookery.reach import Holder
-from hookery.targets import Target, TargetKind, again, may_concern, owner_path, resolve
+from hookery.targets import Target, TargetKind, again, owner_path, resolve
 
-lock = threading.RLock()
+lock = locking.lock
 
 observers: list[Callable[[Patch], object]] = []  # called with every patch that is made
 _made: weakref.WeakSet[Patch] = weakref.WeakSet()  # those that were taken off too, until the last reference goes
@@ -127,8 +126,9 @@ def patches_of(hook: Hook) -> list[Patch]:
 
 def find(target: Target) -> Patch | None:
     """The patch that ``target`` belongs to, under whichever name it was found."""
+    raw_object = target.raw
     for patch in _patches:
-        if patch.superseded or (target.raw is not patch.stand_in and target.raw is not patch.original):
+        if (raw_object is not patch.stand_in and raw_object is not patch.target.raw) or patch.superseded:
             continue
         if target.accessor != patch.target.accessor:
             continue
@@ -150,9 +150,11 @@ def add(target: Target, hook: Hook) -> None:
     """
     if hook.subclasses and (target.kind is TargetKind.CLASS or isinstance(target.owner, types.ModuleType)):
         raise TypeError(f"{hook.describe()}: subclasses=True is for members of classes, and {target.name} is none")
-    on_before = patches_of(hook)
+    on_before = patches_of(hook) if hook.subclasses else []
     _put(target, hook)
     hook.place = target.name
+    if not hook.subclasses:
+        return
     try:
         add_to_subclasses(hook)
     except TypeError:
@@ -514,44 +516,6 @@ def _leads_elsewhere(place: str, owner: Any, classes: list[Any]) -> bool:
         step = vars(step).get(part) if hasattr(step, "__dict__") else None
         changed |= any(step is new for new in classes)
     return changed and step is not owner
-
-
-def supersede(module: str) -> list[Hook]:
-    """After the code of ``module`` ran again: set aside the patches that no longer stand at their names.
-
-    Returns the hooks that have to be applied to what stands there now.
-    """
-    orphans: list[Hook] = []
-    for patch in _patches:
-        if patch.superseded:
-            continue
-        if patch.target.module == module and _found_by(patch.target.name, module) is not patch:
-            patch.superseded = True
-            orphans.extend(hook for hook in patch.hooks if hook not in orphans)
-        elif patch.target.module != module:
-            # A hook may name its target by another module than the one where it stands.
-            orphans.extend(
-                hook
-                for hook in patch.hooks
-                if hook not in orphans
-                and may_concern(hook.target, module)
-                and _found_by(hook.target, module) not in (patch, _ELSEWHERE)
-            )
-    return orphans
-
-
-_ELSEWHERE: Any = object()
-
-
-def _found_by(name: str, module: str) -> Any:
-    """The patch that ``name`` leads to in ``module``, ``None`` if what stands there is not patched."""
-    try:
-        now = resolve(name, completed=module)
-    except (TargetNotFoundError, TypeError):
-        return None
-    if not isinstance(now, Target):
-        return None
-    return find(now) if now.module == module else _ELSEWHERE
 
 
 def remove(patch: Patch, hooks: list[Hook]) -> None:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hookery import registry as registry_module
+from hookery.decorator import declarations
 from hookery.hooks import HookApplyError, HookSource, HookWarning, PluginError
-from hookery.registry import HookRegistry, Loading, Reach, declarations
+from hookery.registry import HookRegistry, Loading, Reach
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

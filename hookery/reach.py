@@ -57,6 +57,7 @@ def rebind(wishes: Iterable[Rebinding]) -> list[tuple[Rebinding, Holder]]:
     as ``None`` or small integers, must not be asked for.
     """
     by_identity = {id(wish.old): wish for wish in wishes}
+    identities = frozenset(by_identity)
     # Dictionaries are copied before they are walked: to build a list of items can let another thread change them.
     done: list[tuple[Rebinding, Holder]] = []
     if not by_identity:
@@ -66,7 +67,7 @@ def rebind(wishes: Iterable[Rebinding]) -> list[tuple[Rebinding, Holder]]:
             namespace = object.__getattribute__(module, "__dict__")
         except AttributeError:  # an entry of sys.modules need not be a module
             continue
-        if type(namespace) is not dict or by_identity.keys().isdisjoint(map(id, list(namespace.values()))):
+        if type(namespace) is not dict or not _holds_any(namespace, identities):
             continue
         for name, value in namespace.copy().items():
             wish = by_identity.get(id(value))
@@ -74,6 +75,13 @@ def rebind(wishes: Iterable[Rebinding]) -> list[tuple[Rebinding, Holder]]:
                 namespace[name] = wish.new
                 done.append((wish, Entry(f"{module_name}.{name}", name, namespace)))
     return done
+
+
+def _holds_any(namespace: dict[str, Any], identities: frozenset[int]) -> bool:
+    try:
+        return not identities.isdisjoint(map(id, namespace.values()))
+    except RuntimeError:  # another thread has changed it meanwhile
+        return not identities.isdisjoint(map(id, list(namespace.values())))
 
 
 def give_back(namespace: dict[str, Any], stand_in: Any, original: Any) -> None:

@@ -103,7 +103,7 @@ class TestOneHookOrTwo:
 
     def test_the_same_object_with_other_options_is_an_error_that_says_what_to_do(self, registry: HookRegistry) -> None:
         registry.register("shop.price", note, HookType.BEFORE, priority=1)
-        with pytest.raises(ValueError, match=r"registered already, with priority 1, .* revert it first"):
+        with pytest.raises(ValueError, match=r"registered already, with priority 1 and .* revert it first"):
             registry.register("shop.price", note, HookType.BEFORE, priority=2)
 
     def test_the_same_object_as_two_types_is_two_hooks(self, shop: types.ModuleType, registry: HookRegistry) -> None:
