@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hookery import HookRegistry, HookSource, HookState, HookType, HookWarning
@@ -116,6 +116,7 @@ specs_lists = st.lists(
 
 
 @pytest.mark.parametrize("engine", ["generated", "wrapt", "inplace"])
+@settings(deadline=None)
 @given(specs=specs_lists, data=st.data())
 def test_any_hooks_applied_in_any_rounds_and_partly_taken_back_run_by_the_rules(
     engine: str, specs: list[Spec], data: st.DataObject
