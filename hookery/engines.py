@@ -101,6 +101,7 @@ def _why_not_generated(target: Target) -> str | None:
 
 def prepare(needed: set[str]) -> None:
     """Import what the engines are made of. Call it without any lock: an import may wait for another thread's."""
+    import difflib  # noqa: F401  (of the message for a name that is not found)
     import inspect  # noqa: F401
 
     if ENGINE_WRAPT in needed:
