@@ -7,7 +7,6 @@ system's own ``find_spec`` once the parent is imported.
 
 from __future__ import annotations
 
-import difflib
 import enum
 import functools
 import importlib
@@ -395,6 +394,8 @@ def _not_found(
                 *sys.modules,
                 *(info.name for info in pkgutil.iter_modules()),
             }
+    import difflib
+
     close = difflib.get_close_matches(part, [c for c in set(candidates) if "." not in c], n=3)
     place = f"{where!r} has no {part!r}" if where else f"there is no module {part!r}"
     if hint is None:

@@ -491,8 +491,8 @@ class TestLoaders:
         modules.write(
             sitecustomize="""
                 import hookery
-                hookery.registry.register("store.main.price", lambda r, i: r.upper(), hookery.HookType.AFTER)
-                hookery.registry.register("store.impl.price", lambda r, i: r.upper(), hookery.HookType.AFTER)
+                hookery.registry.register("store.main.price", lambda r, item: r.upper(), hookery.HookType.AFTER)
+                hookery.registry.register("store.impl.price", lambda r, item: r.upper(), hookery.HookType.AFTER)
                 hookery.registry.apply_hooks()
             """,
             store__init="",
@@ -507,9 +507,10 @@ class TestLoaders:
         import os
         import subprocess
 
+        repository = Path(__file__).parents[2]  # found before what the environment may have installed
         done = subprocess.run(
             [sys.executable, "-m", "store.main"],
-            env={**os.environ, "PYTHONPATH": str(modules.folder)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(modules.folder), str(repository)])},
             capture_output=True,
             text=True,
             check=True,
