@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import builtins
 import copy
+import dataclasses
 import functools
 import itertools
 import os
@@ -100,6 +101,7 @@ def _why_not_generated(target: Target) -> str | None:
 
 def prepare(needed: set[str]) -> None:
     """Import what the engines are made of. Call it without any lock: an import may wait for another thread's."""
+    import difflib  # noqa: F401  (of the message for a name that is not found)
     import inspect  # noqa: F401
 
     if ENGINE_WRAPT in needed:
@@ -124,8 +126,13 @@ class StandIn(Protocol):
         """The last hook left: pass straight through for whoever kept the stand-in."""
 
 
-def make_stand_in(target: Target, engine: str) -> StandIn:
-    """Make what stands in for ``target`` with the given engine (see :func:`choose`)."""
+def make_stand_in(target: Target, engine: str, first: Any) -> StandIn:
+    """Make what stands in for ``target`` with the given engine (see :func:`choose`).
+
+    Where there is nothing at the target, ``first``, the first hook's function, says whether it is a coroutine function.
+    """
+    if target.kind is TargetKind.ABSENT:
+        return Generated(target, first)
     if engine == ENGINE_IN_PLACE:
         return InPlace(target)
     return Wrapped(target) if engine == ENGINE_WRAPT else Generated(target)
@@ -195,8 +202,10 @@ class Generated:
 
     free_variables: tuple[str, ...] = ()
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, like: Any = None) -> None:
         self.callee = _callee(target)
+        if like is not None:
+            self.callee = dataclasses.replace(self.callee, like=like)
         inner = target.inner
         made = fuse(self.callee, ())
         self.function = types.FunctionType(made.code, {"__builtins__": builtins}, self.callee.name.rpartition(".")[2])

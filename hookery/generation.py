@@ -122,11 +122,14 @@ class Shape:
         defaults, keyword_defaults = None, None
         if self.exact and self.callee.plain is not None:
             defaults, keyword_defaults = self.callee.plain.__defaults__, self.callee.plain.__kwdefaults__
-        if usual and self.usual and (layers or core is not None) and kind not in _LAZY:
-            if outermost or any(each.keyword for each in self.usual):
-                writer.usual_calls(layers, core, inner)
+        alone = not layers and core is not None and core.type is HookType.REPLACE
+        # Where a REPLACE is all there is, the tuple may as well be handed on as it is.
+        calls = [each for each in self.usual if each.keyword or not alone] if usual and kind not in _LAZY else []
+        if calls and (layers or core is not None):
+            if outermost or any(each.keyword for each in calls):
+                writer.usual_calls(calls, layers, core, inner)
             else:
-                defaults = (_MISSING,) * self.usual[-1].count
+                defaults = (_MISSING,) * calls[-1].count
                 takes = writer.usual_positional_calls(layers, core, inner)
         writer.body(layers, core, kind)
         if free_variables:
@@ -219,19 +222,19 @@ class _Writer:
         else:
             self.line(f"{target}{f'await {call}' if awaits else call}", depth)
 
-    def usual_calls(self, layers: Sequence[Hook], core: Hook | None, inner: Call) -> None:
+    def usual_calls(self, calls: Sequence[_Usual], layers: Sequence[Hook], core: Hook | None, inner: Call) -> None:
         """Texts for the usual calls of a function that takes ``*args, **kwargs``."""
         prefix = self.shape.prefix
         length = self.name("len", len)
         by_keyword: dict[str | None, list[_Usual]] = {}
-        for each in self.shape.usual:
+        for each in calls:
             by_keyword.setdefault(each.keyword, []).append(each)
-        for keyword, calls in by_keyword.items():
+        for keyword, like_it in by_keyword.items():
             if keyword is None:
                 self.line(f"if not {prefix}kwargs:")
             else:
                 self.line(f"if {length}({prefix}kwargs) == 1 and {keyword!r} in {prefix}kwargs:")
-            for each in calls:
+            for each in like_it:
                 names = self._positional(each.count)
                 self.line(f"if {length}({prefix}args) == {each.count}:", 1)
                 if names:
@@ -305,10 +308,9 @@ class _Writer:
         return self._numbers.setdefault(id(hook), len(self._numbers))
 
     def _mark(self, what: str | int, hook: Hook, depth: int = 0) -> None:
-        record = self.name(f"record{what}", hook)
-        self.line(f"{record}.ran = True", depth)
+        self.line(f"{self.name(f'mark{what}', hook.mark)}.ran = True", depth)
         if hook.counted:
-            self.line(f"{record}.calls += 1", depth)
+            self.line(f"{self.name(f'record{what}', hook)}.calls += 1", depth)
 
     def _settle(self, variable: str, *, condition: str, depth: int = 0) -> None:
         import inspect

@@ -6,7 +6,7 @@ import enum
 import functools
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 HookFunction = Callable[..., Any]
@@ -86,10 +86,19 @@ class HookSource:
         )
 
 
+class Mark:
+    """Whether a hook ran. Of its own, because a stand-in writes it at every call, and a slot is written fastest."""
+
+    __slots__ = ("ran",)
+
+    def __init__(self) -> None:
+        self.ran = False
+
+
 @dataclass(eq=False)
 class Hook:
-    """One registered hook. ``ran``, ``calls``, ``last_error`` and ``disabled`` are written by the stand-in, the rest by
-    the registry. ``engine`` is what it was put in place with, ``engine_asked`` what was asked for."""
+    """One registered hook. ``mark``, ``calls``, ``last_error`` and ``disabled`` are written by the stand-in, the rest
+    by the registry. ``engine`` is what it was put in place with, ``engine_asked`` what was asked for."""
 
     target: str
     function: HookFunction
@@ -106,7 +115,6 @@ class Hook:
     waits_for: str | None = None  # while it is pending: the module
     engine: str | None = None
     place: str = ""  # the name, in colon form, under which the target was found
-    ran: bool = False
     calls: int = 0
     engine_asked: str = "auto"
     engine_reason: str = ""
@@ -114,6 +122,12 @@ class Hook:
     versions: str | None = None
     last_error: str | None = None
     disabled: bool = False  # raised, and asked to be taken out then
+    mark: Mark = field(default_factory=Mark, repr=False)
+
+    @property
+    def ran(self) -> bool:
+        """Whether it was ever called."""
+        return self.mark.ran
 
     @property
     def function_name(self) -> str:

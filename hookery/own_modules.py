@@ -23,9 +23,8 @@ def may_import_later(namespace: dict[str, Any]) -> bool:
     interactive prompt, or in a function that imports into a global."""
     if namespace.get("__name__") == "__main__" and (hasattr(sys, "ps1") or sys.flags.interactive):
         return True
-    running = [frame for frame in _frames() if frame.f_globals is namespace and frame.f_code.co_name.startswith("<")]
-    bodies = [frame for frame in running if frame.f_code.co_name == "<module>"]
-    if any(_imports_after(frame) for frame in bodies):
+    bodies = _running_bodies(namespace)
+    if any(_imports_after(code, position) for code, position in bodies):
         return True
     initializing = getattr(namespace.get("__spec__"), "_initializing", False)
     if initializing and not bodies:
@@ -33,17 +32,21 @@ def may_import_later(namespace: dict[str, Any]) -> bool:
     return any(_imports_into_global(code) for code in _functions(namespace))
 
 
-def _frames() -> Iterator[types.FrameType]:
-    """The frames of all threads."""
-    for innermost in sys._current_frames().values():
-        frame: types.FrameType | None = innermost
+def _running_bodies(namespace: dict[str, Any]) -> list[tuple[types.CodeType, int]]:
+    """The code of the module's body wherever a thread runs it, and how far that is."""
+    found = []
+    frames = list(sys._current_frames().values())
+    while frames:
+        frame: types.FrameType | None = frames.pop()
         while frame is not None:
-            yield frame
+            if frame.f_globals is namespace and frame.f_code.co_name == "<module>":
+                found.append((frame.f_code, frame.f_lasti))
             frame = frame.f_back
+    return found  # no frame is kept: this one is among them, and would keep all that led to it
 
 
-def _imports_after(frame: types.FrameType) -> bool:
-    rest = frame.f_code.co_code[frame.f_lasti + 2 :]
+def _imports_after(code: types.CodeType, position: int) -> bool:
+    rest = code.co_code[position + 2 :]
     operations = rest[::2]
     if _opcode("IMPORT_FROM") in operations:
         return True

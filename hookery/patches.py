@@ -35,6 +35,7 @@ class Patch:
     target: Target
     engine: str
     engine_reason: str
+    first: dataclasses.InitVar[Hook]
     stand_in: Any = None
     made: engines.StandIn | None = None
     hooks: list[Hook] = field(default_factory=list)
@@ -43,12 +44,12 @@ class Patch:
     superseded: bool = False  # a reload put another object at the name; this patch serves whoever kept the old one
     looking_after: Callable[[], None] | None = None  # see _looking_after_own_modules
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, first: Hook) -> None:
         _made.add(self)
         for observe in observers:
             observe(self)
         if not self.is_class:
-            self.made = engines.make_stand_in(self.target, self.engine)
+            self.made = engines.make_stand_in(self.target, self.engine, first.function)
             if not self.is_property:
                 self.stand_in = self.made.value
 
@@ -218,7 +219,7 @@ def _put(target: Target, hook: Hook) -> None:
     if patch is not None and hook.engine_asked not in (engines.ENGINE_AUTO, patch.engine):
         patch = _change_engine(patch, hook)
     if patch is None:
-        patch = _new_patch(target, hook.engine_asked)
+        patch = _new_patch(target, hook)
         _patches.append(patch)
     if hook not in patch.hooks:
         patch.hooks.append(hook)
@@ -235,14 +236,14 @@ def _put(target: Target, hook: Hook) -> None:
         raise
 
 
-def _new_patch(target: Target, asked: str) -> Patch:
-    engine, reason = engines.choose(target, asked)
+def _new_patch(target: Target, first: Hook) -> Patch:
+    engine, reason = engines.choose(target, first.engine_asked)
     for other in _patches:
         if _is_sibling(other, target) and other.stand_in is target.raw:
             target = dataclasses.replace(target, raw=other.original, inherited=other.target.inherited)
         if other.engine == engine == engines.ENGINE_IN_PLACE and other.target.inner is target.inner:
             raise TypeError(f"{target.name} is hooked in place already, as {other.target.name}: they are one function")
-    return Patch(target, engine, reason)
+    return Patch(target, engine, reason, first)
 
 
 def _is_sibling(patch: Patch, target: Target) -> bool:
@@ -271,7 +272,7 @@ def _change_engine(patch: Patch, newcomer: Hook) -> Patch:
     hooks = patch.hooks
     remove(patch, hooks)
     _rebind()
-    changed = _new_patch(patch.target, newcomer.engine_asked)
+    changed = _new_patch(patch.target, newcomer)
     changed.hooks = hooks
     _patches.append(changed)
     refresh(changed)
@@ -320,10 +321,7 @@ def swap(older: Hook, newer: Hook) -> None:
 
 def _fuse(patch: Patch, hooks: list[Hook], prelude: Callable[[], None] | None = None) -> Fused:
     assert patch.made is not None
-    callee = patch.made.callee
-    if patch.target.kind is TargetKind.ABSENT and hooks:
-        callee = dataclasses.replace(callee, like=max(hooks, key=chain.replacement_order).function)
-    return chain.fuse(callee, hooks, prelude=prelude, free_variables=patch.made.free_variables)
+    return chain.fuse(patch.made.callee, hooks, prelude=prelude, free_variables=patch.made.free_variables)
 
 
 def _set(target: Target, value: Any, hook: Hook | None) -> None:

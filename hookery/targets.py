@@ -396,6 +396,7 @@ def _not_found(
                 *sys.modules,
                 *(info.name for info in pkgutil.iter_modules()),
             }
+
     close = difflib.get_close_matches(part, [c for c in set(candidates) if "." not in c], n=3)
     place = f"{where!r} has no {part!r}" if where else f"there is no module {part!r}"
     if hint is None:

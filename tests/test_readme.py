@@ -35,7 +35,8 @@ def test_the_users_own_hook_is_fifteen_lines_and_runs_in_the_scheduler(tmp_path:
     flags = ["--max-new-tokens", "4", "--plugin", "my_hooks"]
     done = run("-m", "runtime", "generate", *prompts, *flags, python_path=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"^\[3 tokens: \d\.\d{4} s\]$", done.stderr, flags=re.MULTILINE)) == 4
+    timed = re.findall(r"^\[(\d) tokens: \d\.\d{4} s\]$", done.stderr, flags=re.MULTILINE)
+    assert sum(map(int, timed)) == 12
     applied = re.findall(r"^scheduler .* (\w+) +my_hooks +applied +yes +\d+$", done.stdout, flags=re.MULTILINE)
     assert sorted(applied) == ["never_end", "time_batch"]
 

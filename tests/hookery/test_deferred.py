@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hookery import HookRegistry, HookSource, HookState, HookType, HookWarning, MissedHookWarning
-from tests.hookery.support import ROOT, Modules, run_python
+from tests.hookery.support import Modules, run_python
 
 
 def shout(result: str, *args: Any) -> str:
@@ -491,8 +491,8 @@ class TestLoaders:
         modules.write(
             sitecustomize="""
                 import hookery
-                hookery.registry.register("store.main.price", lambda r, i: r.upper(), hookery.HookType.AFTER)
-                hookery.registry.register("store.impl.price", lambda r, i: r.upper(), hookery.HookType.AFTER)
+                hookery.registry.register("store.main.price", lambda r, item: r.upper(), hookery.HookType.AFTER)
+                hookery.registry.register("store.impl.price", lambda r, item: r.upper(), hookery.HookType.AFTER)
                 hookery.registry.apply_hooks()
             """,
             store__init="",
@@ -507,9 +507,10 @@ class TestLoaders:
         import os
         import subprocess
 
+        repository = Path(__file__).parents[2]  # found before what the environment may have installed
         done = subprocess.run(
             [sys.executable, "-m", "store.main"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join((str(modules.folder), str(ROOT)))},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(modules.folder), str(repository)])},
             capture_output=True,
             text=True,
             check=True,

@@ -115,8 +115,8 @@ specs_lists = st.lists(
 ).map(lambda drawn: [Spec(number, *options) for number, options in enumerate(drawn, start=1)])
 
 
-@settings(deadline=None)  # a pass over the modules of a process that has torch takes its time
 @pytest.mark.parametrize("engine", ["generated", "wrapt", "inplace"])
+@settings(deadline=None)  # a pass over the modules of a process that has torch takes its time
 @given(specs=specs_lists, data=st.data())
 def test_any_hooks_applied_in_any_rounds_and_partly_taken_back_run_by_the_rules(
     engine: str, specs: list[Spec], data: st.DataObject

@@ -376,6 +376,8 @@ def test_ctrl_c_ends_both_processes_without_a_traceback(endless: list[str]) -> N
         text=True,
         env=environment(),
         start_new_session=True,
+        # A program that a shell starts in the background ignores SIGINT, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout is not None
     process.stdout.read(1)

@@ -198,6 +198,15 @@ def test_a_stream_refuses_a_bad_request_before_it_is_asked_for_a_chunk(engine: E
         engine.stream(input_ids=[[]])
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C works: a program that a shell starts in the background ignores it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_while_requests_are_being_sent_leaves_the_engine_whole(
     engine: Engine, llama_checkpoint: Path
 ) -> None:

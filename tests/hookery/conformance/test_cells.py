@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hookery import HookApplyError, HookRegistry, HookType, engines
+from hookery import HookApplyError, HookRegistry, HookType, HookWarning, engines
 from hookery.targets import Target, TargetKind
 from tests.hookery.conformance.cells import CASES, IN_PLACE, NOT_IN_PLACE, SHOP, Case, cell_name, cells, check
 from tests.hookery.support import Modules
@@ -30,7 +30,7 @@ class _NoOp:
 
     free_variables = ()
 
-    def __init__(self, target: Target, engine: str) -> None:
+    def __init__(self, target: Target, engine: str, first: Any) -> None:
         self.callee = engines._callee(target)
         self.value = target.inner if target.kind is TargetKind.PROPERTY else target.raw
 
@@ -189,6 +189,10 @@ class TestNone:
         registry.apply_hooks()
         assert inspect.iscoroutinefunction(shop.nothing)
         assert asyncio.run(shop.nothing("tea")) == "tea!"
+        registry.register("shop.nothing", lambda item: item + "?", HookType.REPLACE, priority=1)
+        with pytest.warns(HookWarning, match="wins over"):
+            registry.apply_hooks()
+        assert asyncio.run(shop.nothing("tea")) == "tea?"
 
 
 class TestDifferentEngines:
