@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import itertools
 import multiprocessing
 import multiprocessing.util
 import os
@@ -10,10 +11,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pytest_mock import MockerFixture
 from tokenizers import Tokenizer
 
 from runtime.core.errors import (
@@ -207,16 +210,23 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("after", [1, 50, 299])
 def test_an_interrupt_while_requests_are_being_sent_leaves_the_engine_whole(
-    engine: Engine, llama_checkpoint: Path
+    after: int, engine: Engine, llama_checkpoint: Path, mocker: MockerFixture
 ) -> None:
-    prompts = [[5] * 200] * 300
-    for delay in (0.001, 0.003, 0.01):
-        timer = threading.Timer(delay, _thread.interrupt_main)
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            engine.generate(input_ids=prompts, sampling_params=SamplingParams(max_new_tokens=50, ignore_eos=True))
-        timer.join()
+    submit = engine.tokenizer_manager._submit
+    sent = itertools.count(1)
+
+    def submit_and_interrupt(*arguments: Any) -> Any:
+        request = submit(*arguments)
+        if next(sent) == after:
+            _thread.interrupt_main()
+        return request
+
+    mocker.patch.object(engine.tokenizer_manager, "_submit", submit_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(input_ids=[[5] * 200] * 300, sampling_params=SamplingParams(max_new_tokens=50))
+    mocker.stopall()
     (output,) = engine.generate(input_ids=[[1, 2, 3]], sampling_params=GREEDY)
     assert output.token_ids == reference_greedy(llama_checkpoint, [1, 2, 3], NEW_TOKENS)
 
