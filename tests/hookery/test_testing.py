@@ -233,7 +233,7 @@ class TestBesideOtherPatchers:
         tests = ""
         for number, (order, new) in enumerate(itertools.product(ORDERS, NEW[patcher])):
             steps = {
-                "hook": "hooks.register('shop.price', lambda r, *args, **kwargs: r, HookType.AFTER); hooks.apply_hooks()",
+                "hook": "hooks.register('shop.price', lambda r, *a, **k: r, HookType.AFTER); hooks.apply_hooks()",
                 "patch": PATCHES[patcher].format(new=new),
             }
             body = "\n".join(f"    {steps[step]}\n    shop.price('tea')" for step in order.split(", "))
