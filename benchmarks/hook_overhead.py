@@ -1,10 +1,10 @@
 """What a hooked call costs: hookery beside the ways to do it by hand, in one run.
 
 Every peer calls the same hooks around the same target: `f(x, y=1)` called as `f(1)`, as a function and as a method, and
-`f(x, *, y=1)` called as `f(1, y=2)`; with hooks that take `*args, **kwargs` and with hooks that name the target's
-parameters. That a hook ran is noted, calls are not counted. The rounds of the peers alternate, so that a machine whose
-speed drifts treats all alike, and every ratio is the median of the ratios within one round. The cost of the loop itself
-is measured too and taken off. At the end stand the limits that hookery keeps to.
+`f(x, *, y=1)` called as `f(1, y=2)`; with generic hooks, which take `*args, **kwargs`, and with typed ones, which name
+the target's parameters. That a hook ran is noted, calls are not counted. The rounds of the peers alternate, so that a
+machine whose speed drifts treats all alike, and every ratio is the median of the ratios within one round. The cost of
+the loop itself is measured too and taken off. At the end stand the limits that hookery is to keep to.
 
     python benchmarks/hook_overhead.py
     python benchmarks/hook_overhead.py --rounds 200 --calls 20000 --json
@@ -44,7 +44,7 @@ TARGETS = {
     "keyword-only": "def f(x, *, y=1):\n    return x",
 }
 SHAPES = tuple(TARGETS)
-STYLES = ("*args, **kwargs", "typed")
+STYLES = ("generic", "typed")
 
 
 HOOKS = """

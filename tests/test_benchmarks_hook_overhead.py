@@ -56,7 +56,7 @@ def test_it_leaves_no_hook_no_module_and_the_garbage_collector_as_it_was() -> No
 @pytest.mark.parametrize("shape", hook_overhead.SHAPES)
 @pytest.mark.parametrize("peer", [*hook_overhead.BY_HAND, hook_overhead.HOOKERY])
 def test_a_peer_that_does_not_run_the_hooks_is_refused(shape: str, peer: str) -> None:
-    hooks = hook_overhead.make_hooks(shape, "*args, **kwargs", ["around"])
+    hooks = hook_overhead.make_hooks(shape, "generic", ["around"])
     hook_overhead.Subject(peer, shape, hooks).close()
 
     class Stranger:
