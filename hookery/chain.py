@@ -1,7 +1,8 @@
 """The hooks of one target and the original, fused into one function made from source text.
 
 However many hooks there are, a call runs one function, and one more for each AROUND: what it is given as
-``original_fn``. Each hook is marked as *ran*, by one constant store, before it is called. Order: a REPLACE stands
+``original_fn``. Each hook is marked as *ran* before it is called for the first time; afterwards one comparison is all
+that is left of it. Order: a REPLACE stands
 innermost; the others wrap it by rising priority, then in the order of registration, so that the highest priority is the
 outermost.
 
@@ -17,7 +18,7 @@ from collections.abc import Iterable
 
 from hookery import signatures
 from hookery.callees import Call, Callee, Kind, is_coroutine_function
-from hookery.generation import Fused, Shape
+from hookery.fused import Fused, Fuser
 from hookery.hooks import Hook, HookType
 
 
@@ -54,7 +55,7 @@ def fuse(
         for hook in ordered
     }
     exact = callee.plain is not None and all(typed.values())
-    shape = Shape(callee, kind, exact, typed)
+    fuser = Fuser(callee, kind, exact=exact, typed=typed)
     replacements = [hook for hook in ordered if hook.type is HookType.REPLACE]
     core = replacements[-1] if replacements else None
     layers: list[Hook] = []
@@ -62,8 +63,8 @@ def fuse(
     for hook in (hook for hook in ordered if hook.type is not HookType.REPLACE):  # from the inside out
         if hook.type is HookType.AROUND:
             if layers or core is not None:
-                inner = shape.segment(layers, core, inner).function()
+                inner = fuser.segment(layers, core, inner).function()
             layers, core = [], hook
         else:
             layers.insert(0, hook)
-    return shape.segment(layers, core, inner, outermost=True, prelude=prelude, free_variables=free_variables)
+    return fuser.segment(layers, core, inner, outermost=True, prelude=prelude, free_variables=free_variables)

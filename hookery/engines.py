@@ -30,7 +30,7 @@ from typing import Any, Protocol
 from hookery import signatures
 from hookery.callees import Callee
 from hookery.chain import fuse
-from hookery.generation import Fused, renamed
+from hookery.fused import Fused
 from hookery.hooks import HookError
 from hookery.targets import Target, TargetKind
 
@@ -172,9 +172,8 @@ def _install(function: types.FunctionType, fused: Fused) -> None:
     """Have ``function`` run the fused code. The names that it looks up live in the function's own globals for as long
     as anything runs the code."""
     suffix = f"_{next(_generations)}"
-    fused = renamed(fused, suffix)
     namespace = function.__globals__
-    names = dict(fused.names)
+    code, names = fused.install(namespace, suffix)
     watcher = f"__hookery_code{suffix}"
 
     def forget(_: Any) -> None:
@@ -182,9 +181,8 @@ def _install(function: types.FunctionType, fused: Fused) -> None:
             namespace.pop(name, None)
         namespace.pop(watcher, None)
 
-    namespace.update(names)
-    namespace[watcher] = weakref.ref(fused.code, forget)
-    _set_code(function, fused.code)
+    namespace[watcher] = weakref.ref(code, forget)
+    _set_code(function, code)
 
 
 def _set_code(function: types.FunctionType, code: types.CodeType) -> None:
@@ -194,6 +192,10 @@ def _set_code(function: types.FunctionType, code: types.CodeType) -> None:
     known = getattr(compiler, "_spec_cache", None)
     if isinstance(known, weakref.WeakKeyDictionary):
         known.pop(function, None)
+
+
+def _unused() -> None:
+    """The code of a function that is not used yet."""
 
 
 class Generated:
@@ -207,13 +209,12 @@ class Generated:
         if like is not None:
             self.callee = dataclasses.replace(self.callee, like=like)
         inner = target.inner
-        made = fuse(self.callee, ())
-        self.function = types.FunctionType(made.code, {"__builtins__": builtins}, self.callee.name.rpartition(".")[2])
+        name = self.callee.name.rpartition(".")[2]
+        self.function = types.FunctionType(_unused.__code__, {"__builtins__": builtins}, name)
         if target.kind is not TargetKind.ABSENT:
             self._look_like(inner, target)
         else:
             self.function.__module__, self.function.__qualname__ = target.module, target.qualname
-        _install(self.function, made)
         self.value = _behind_descriptor(target, self.function)
 
     def _look_like(self, inner: types.FunctionType, target: Target) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hookery import chain, engines, locking, raw, reach
-from hookery.generation import Fused
+from hookery.fused import Fused
 from hookery.hooks import Hook, HookError, HookState, HookType, HookWarning, MissedHookWarning, TargetNotFoundError
 from hookery.own_modules import may_import_later
 from hookery.reach import Holder
