@@ -85,7 +85,7 @@ def write(segment: SegmentShape) -> Text:
         if segment.outermost or any(each.keyword for each in calls):
             writer.usual_calls(calls)
         else:
-            missing = calls[-1].count
+            missing = calls[0].count
             takes = writer.usual_positional_calls()
     writer.body()
     if segment.free_variables:
@@ -236,23 +236,29 @@ class _Writer:
                 self._usual_body(0, _Values((), usual=", ".join(values)), 2, tail=True)
 
     def usual_positional_calls(self) -> str:
-        """Texts for the usual calls, of an inner function whose parameters take them without making a tuple; returns
-        the parameters."""
+        """Texts for the usual calls, of an inner function that takes what is always passed without making a tuple;
+        returns the parameters."""
         prefix, usual = self.prefix, self.segment.usual
+        least = usual[0].count
+        names = self._positional(usual[-1].count)
         missing = self.constant("missing", MISSING)
-        most = usual[-1].count
-        names = self._positional(most)
+        given = f"{names[least - 1]} is not {missing}" if least else None
         for each in usual:
-            conditions = [f"{names[each.count]} is {missing}" if each.count < most else f"not {prefix}args"]
-            conditions.append(f"not {prefix}kwargs")
-            conditions += [f"{names[each.count - 1]} is not {missing}"] if each.count else []
-            self.line(f"if {' and '.join(conditions)}:")
+            extra = names[least : each.count]
+            if each.count == least:
+                self.line(
+                    " and ".join([f"if not {prefix}args", f"not {prefix}kwargs", *([given] if given else [])]) + ":"
+                )
+            else:
+                count = f"{self.constant('len', len)}({prefix}args) == {len(extra)}"
+                self.line(f"if {count} and not {prefix}kwargs:")
+                self.line(f"{', '.join(extra)}, = {prefix}args", 1)
             self._usual_body(0, _Values((), usual=", ".join(names[: each.count])), 1, tail=True)
-        for count in range(most, 0, -1):
-            self.line(f"{'if' if count == most else 'elif'} {names[count - 1]} is not {missing}:")
+        for count in range(least, 0, -1):
+            self.line(f"{'if' if count == least else 'elif'} {names[count - 1]} is not {missing}:")
             self.line(f"{prefix}args = ({', '.join(names[:count])}, *{prefix}args)", 1)
-        declared = [f"{name}=None" for name in names]
-        return ", ".join([*declared, *(["/"] if names else []), f"*{prefix}args", f"**{prefix}kwargs"])
+        declared = [f"{name}=None" for name in names[:least]]
+        return ", ".join([*declared, *(["/"] if least else []), f"*{prefix}args", f"**{prefix}kwargs"])
 
     def _positional(self, count: int) -> list[str]:
         return [f"{self.prefix}{index}" for index in range(count)]
