@@ -43,8 +43,14 @@ class Callee:
         return kind_of(self.like)
 
 
+_COROUTINE, _GENERATOR, _ASYNC_GENERATOR = 0x80, 0x20, 0x200  # as inspect.CO_COROUTINE and so on
+_KINDS = {_COROUTINE: Kind.COROUTINE, _GENERATOR: Kind.GENERATOR, _ASYNC_GENERATOR: Kind.ASYNC_GENERATOR}
+
+
 def kind_of(function: Any) -> Kind:
     """What calling ``function`` makes; for an object with ``__call__`` that method decides."""
+    if type(function) is types.FunctionType and not function.__dict__:  # in which it may be marked as something else
+        return _KINDS.get(function.__code__.co_flags & (_COROUTINE | _GENERATOR | _ASYNC_GENERATOR), Kind.FUNCTION)
     import inspect
 
     if is_coroutine_function(function):
@@ -57,6 +63,8 @@ def kind_of(function: Any) -> Kind:
 
 
 def is_coroutine_function(function: Any) -> bool:
+    if type(function) is types.FunctionType and not function.__dict__:
+        return bool(function.__code__.co_flags & _COROUTINE)
     import inspect
 
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(vars(type(function)).get("__call__"))

@@ -254,9 +254,9 @@ class _Writer:
                 self.line(f"if {count} and not {prefix}kwargs:")
                 self.line(f"{', '.join(extra)}, = {prefix}args", 1)
             self._usual_body(0, _Values((), usual=", ".join(names[: each.count])), 1, tail=True)
-        for count in range(least, 0, -1):
-            self.line(f"{'if' if count == least else 'elif'} {names[count - 1]} is not {missing}:")
-            self.line(f"{prefix}args = ({', '.join(names[:count])}, *{prefix}args)", 1)
+        for taken in range(least, 0, -1):
+            self.line(f"{'if' if taken == least else 'elif'} {names[taken - 1]} is not {missing}:")
+            self.line(f"{prefix}args = ({', '.join(names[:taken])}, *{prefix}args)", 1)
         declared = [f"{name}=None" for name in names[:least]]
         return ", ".join([*declared, *(["/"] if least else []), f"*{prefix}args", f"**{prefix}kwargs"])
 

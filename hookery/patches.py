@@ -11,7 +11,7 @@ import dataclasses
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -52,6 +52,12 @@ class Patch:
             self.made = engines.make_stand_in(self.target, self.engine, first.function)
             if not self.is_property:
                 self.stand_in = self.made.value
+
+    def stand_with(self, stand_in: Any) -> None:
+        """From now on this stands at the name; ``None``: the original does."""
+        _patches.forget(self, self.stand_in)
+        self.stand_in = stand_in
+        _patches.know(self, stand_in)
 
     @property
     def is_class(self) -> bool:
@@ -102,16 +108,63 @@ class Patch:
         return {id(found) for hook in self.hooks if (found := hook.own_globals()) is not None}
 
 
-_patches: list[Patch] = []
+class _Table:
+    """Patches in the order in which they were made, which are found by the objects that they are about."""
+
+    def __init__(self) -> None:
+        self._all: dict[Patch, None] = {}
+        self._by_object: dict[int, dict[Patch, None]] = {}  # a patch keeps its objects, so that no identity is reused
+
+    def __iter__(self) -> Iterator[Patch]:
+        return iter(self._all)
+
+    def __contains__(self, patch: Patch) -> bool:
+        return patch in self._all
+
+    def add(self, patch: Patch) -> None:
+        self._all[patch] = None
+        self.know(patch, patch.target.raw)
+        self.know(patch, patch.stand_in)
+
+    def remove(self, patch: Patch) -> None:
+        self.forget(patch, patch.target.raw)
+        self.forget(patch, patch.stand_in)
+        del self._all[patch]
+
+    def know(self, patch: Patch, thing: Any) -> None:
+        """``patch`` is about ``thing`` too."""
+        if patch in self._all:
+            self._by_object.setdefault(id(thing), {})[patch] = None
+
+    def forget(self, patch: Patch, thing: Any) -> None:
+        """``patch`` is not about ``thing`` any more."""
+        there = self._by_object.get(id(thing), {})
+        there.pop(patch, None)
+        if not there:
+            self._by_object.pop(id(thing), None)
+
+    def about(self, thing: Any) -> list[Patch]:
+        """The patches whose original or whose stand-in this is."""
+        return list(self._by_object.get(id(thing), ()))
+
+
+_patches = _Table()
 _notes: list[HookWarning] = []  # what to warn about once the table is consistent and the lock free
 _returning: list[reach.Rebinding] = []  # stand-ins whose last hook left
 _to_reach: list[Patch] = []  # patches whose other holders are to be rebound
 _changed_classes: list[Any] = []  # classes put at a target's name since the hooks on members last followed
+_import_later: dict[int, bool] = {}  # by the identity of a module's globals, for as long as one change is being made
 _left_behind: list[tuple[str, Hook]] = []  # hooks on members that the class standing there now does not have
+
+
+def begin() -> None:
+    """What other modules look like is asked anew."""
+    _import_later.clear()
 
 
 def take_notes() -> list[HookWarning]:
     """What there is to warn about; the caller does so without holding the lock."""
+    begin()
     notes = _notes.copy()
     _notes.clear()
     return notes
@@ -127,11 +180,8 @@ def patches_of(hook: Hook) -> list[Patch]:
 
 def find(target: Target) -> Patch | None:
     """The patch that ``target`` belongs to, under whichever name it was found."""
-    raw_object = target.raw
-    for patch in _patches:
-        if (raw_object is not patch.stand_in and raw_object is not patch.target.raw) or patch.superseded:
-            continue
-        if target.accessor != patch.target.accessor:
+    for patch in _patches.about(target.raw):
+        if patch.superseded or target.accessor != patch.target.accessor:
             continue
         same_place = patch.target.owner is target.owner and patch.target.attribute == target.attribute
         # What a module re-exports is one target under two names; an alias in a class is a method of its own.
@@ -220,7 +270,7 @@ def _put(target: Target, hook: Hook) -> None:
         patch = _change_engine(patch, hook)
     if patch is None:
         patch = _new_patch(target, hook)
-        _patches.append(patch)
+        _patches.add(patch)
     if hook not in patch.hooks:
         patch.hooks.append(hook)
     if hook.deep:
@@ -238,10 +288,11 @@ def _put(target: Target, hook: Hook) -> None:
 
 def _new_patch(target: Target, first: Hook) -> Patch:
     engine, reason = engines.choose(target, first.engine_asked)
-    for other in _patches:
+    for other in _patches.about(target.raw):
         if _is_sibling(other, target) and other.stand_in is target.raw:
             target = dataclasses.replace(target, raw=other.original, inherited=other.target.inherited)
-        if other.engine == engine == engines.ENGINE_IN_PLACE and other.target.inner is target.inner:
+    for other in _patches if engine == engines.ENGINE_IN_PLACE else ():
+        if other.engine == engine and other.target.inner is target.inner:
             raise TypeError(f"{target.name} is hooked in place already, as {other.target.name}: they are one function")
     return Patch(target, engine, reason, first)
 
@@ -274,7 +325,7 @@ def _change_engine(patch: Patch, newcomer: Hook) -> Patch:
     _rebind()
     changed = _new_patch(patch.target, newcomer)
     changed.hooks = hooks
-    _patches.append(changed)
+    _patches.add(changed)
     refresh(changed)
     _stand(changed, newcomer)
     return changed
@@ -298,7 +349,7 @@ def _compose(siblings: list[Patch], hook: Hook | None) -> None:
     composed = engines.compose_property(target.raw, accessors)
     _set(target, composed, hook)
     for patch in siblings:
-        patch.stand_in = composed
+        patch.stand_with(composed)
 
 
 def swap(older: Hook, newer: Hook) -> None:
@@ -384,8 +435,7 @@ def _looking_after_own_modules(patch: Patch, active: list[Hook]) -> Callable[[],
 
     Returns what the stand-in has to call first for that, or ``None`` where no such import is written.
     """
-    spared = _own_modules(patch)
-    if patch.stand_in is patch.original or not any(may_import_later(namespace) for namespace in spared):
+    if patch.stand_in is patch.original or not any(map(_may_import_later, _own_modules(patch))):
         return None
 
     def look_after() -> None:
@@ -393,13 +443,20 @@ def _looking_after_own_modules(patch: Patch, active: list[Hook]) -> Callable[[],
             try:
                 if patch.looking_after is look_after:
                     patch.looking_after = None
-                    _spare_own_modules(patch)
+                    _spare_own_modules([patch])
                     if patch.made is not None:
                         patch.made.use(_fuse(patch, [hook for hook in active if not hook.disabled]))
             finally:
                 lock.release()
 
     return look_after
+
+
+def _may_import_later(namespace: dict[str, Any]) -> bool:
+    known = _import_later.get(id(namespace))
+    if known is None:
+        known = _import_later[id(namespace)] = may_import_later(namespace)
+    return known
 
 
 def _own_modules(patch: Patch) -> list[dict[str, Any]]:
@@ -409,9 +466,15 @@ def _own_modules(patch: Patch) -> list[dict[str, Any]]:
     return [namespace for namespace in found.values() if namespace is not of_target]
 
 
-def _spare_own_modules(patch: Patch) -> None:
-    for namespace in _own_modules(patch):
-        reach.give_back(namespace, patch.stand_in, patch.original)
+def _spare_own_modules(patches: Iterable[Patch]) -> None:
+    """Give the hooks' own modules the originals where they hold the stand-ins, so that no hook calls itself."""
+    exchanges: dict[int, tuple[dict[str, Any], dict[int, tuple[Any, Any]]]] = {}
+    for patch in patches:
+        for namespace in _own_modules(patch):
+            exchange = exchanges.setdefault(id(namespace), (namespace, {}))[1]
+            exchange[id(patch.stand_in)] = (patch.stand_in, patch.original)
+    for namespace, exchange in exchanges.values():
+        reach.give_back(namespace, exchange)
 
 
 def _stand_class(patch: Patch, winner: Hook | None) -> None:
@@ -425,7 +488,7 @@ def _stand_class(patch: Patch, winner: Hook | None) -> None:
         _report_foreign(patch)
     for holder in patch.holders:
         holder.exchange(old, new)
-    patch.stand_in = None if new is patch.original else new
+    patch.stand_with(None if new is patch.original else new)
     _changed_classes.append(new)
 
 
@@ -447,8 +510,7 @@ def _rebind() -> None:
         if patch.rebinds and patch.stand_in is not None and id(patch.original) not in patch_of:
             wishes.append(reach.Rebinding(patch.original, patch.stand_in, patch.own_modules))
             patch_of[id(patch.original)] = patch
-            if not patch.is_class:
-                _spare_own_modules(patch)
+    _spare_own_modules([patch for patch in patch_of.values() if not patch.is_class])
     returning = [wish for wish in _returning if id(wish.old) not in patch_of]
     _returning.clear()
     for wish, holder in reach.rebind([*wishes, *returning]):

@@ -84,8 +84,10 @@ def _holds_any(namespace: dict[str, Any], identities: frozenset[int]) -> bool:
         return not identities.isdisjoint(map(id, list(namespace.values())))
 
 
-def give_back(namespace: dict[str, Any], stand_in: Any, original: Any) -> None:
-    """Give a hook's own module the original where it holds the stand-in, so that the hook never calls itself."""
+def give_back(namespace: dict[str, Any], exchange: dict[int, tuple[Any, Any]]) -> None:
+    """Put the second object of each pair of ``exchange``, which is by the identity of the first, where a module holds
+    the first."""
     for name, value in namespace.copy().items():
-        if value is stand_in:
-            namespace[name] = original
+        pair = exchange.get(id(value))
+        if pair is not None and value is pair[0]:
+            namespace[name] = pair[1]

@@ -211,6 +211,7 @@ class HookRegistry:
         if resolved:
             engines.prepare({_engine_needed(hook, target) for hook, target in resolved})
         with patches.lock:
+            patches.begin()
             # Classes first, outermost first: a member hook belongs to whichever class stands at the name.
             resolved.sort(key=lambda pair: _class_depth(pair[1]))
             failed = {source for source, _ in failures}
@@ -442,6 +443,7 @@ class HookRegistry:
             hook.state = HookState.REVERTED
 
     def _take_off(self, hooks: list[Hook]) -> None:
+        patches.begin()
         for patch in patches.all_patches():
             if any(hook in hooks for hook in patch.hooks):
                 patches.remove(patch, hooks)
