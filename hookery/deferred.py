@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from typing import Any
 
+from hookery import raw
+
 
 class _NotifyingLoader:
     """Stands in for a module's loader until the module's code runs, then reports that it has run."""
@@ -71,7 +73,7 @@ class ImportWatcher:
     def watch(self, modules: frozenset[str]) -> None:
         """Watch exactly ``modules``. With none, the finder leaves ``sys.meta_path``."""
         for name in modules - self._watched:
-            spec = getattr(sys.modules.get(name), "__spec__", None)
+            spec = (raw.namespace(sys.modules.get(name)) or {}).get("__spec__")
             if type(spec) is ModuleSpec and getattr(spec, "_initializing", False):
                 spec.__dict__["_hookery_on_executed"] = self._on_executed
                 spec.__class__ = _NotifyingSpec

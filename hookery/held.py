@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 from hookery import holders, raw
 from hookery.hooks import Hook
 from hookery.reach import Holder
+from hookery.targets import Target
 
 # What a stand-in may be made of, besides objects of hookery's own classes.
 _MADE_OF = (types.FunctionType, types.CellType, types.MethodType, tuple, dict, staticmethod, classmethod, property)
@@ -27,6 +28,7 @@ Place = tuple[Any, Any, Holder]  # what is held, what stands in for it or None w
 class Patched(Protocol):
     """What is asked of a patch."""
 
+    target: Target
     hooks: list[Hook]
     holders: list[Holder]
     stand_in: Any
@@ -74,6 +76,17 @@ def find(wanted: Sequence[P], made: Iterable[Patched]) -> dict[P, list[Place]]:
         patch: [(old, new, holder) for old, new in held for holder in found[id(old)]]
         for patch, held in of_patch.items()
     }
+
+
+def in_chains(patch: Patched, others: Iterable[Patched]) -> list[Holder]:
+    """The chains that call the original of ``patch`` as one of their hooks: they were given it when it was registered,
+    and go past what it was hooked with since."""
+    return [
+        holders.Fixed(f"the hooks of {other.target.name}", f"it is {hook.describe()}, registered before it was hooked")
+        for other in others
+        for hook in other.hooks
+        if hook.function is patch.original and patch.stand_in is not patch.original
+    ]
 
 
 def rebind(wanted: Sequence[P], made: Iterable[Patched]) -> dict[P, list[Holder]]:

@@ -11,6 +11,8 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+from hookery import raw
+
 
 def _opcode(name: str) -> int:
     import opcode
@@ -60,8 +62,8 @@ def _imports_after(code: types.CodeType, position: int) -> bool:
 def _functions(namespace: dict[str, Any]) -> Iterator[types.CodeType]:
     holders = [namespace]
     for value in list(namespace.values()):
-        if isinstance(value, type) and value.__module__ == namespace.get("__name__"):
-            holders.append(dict(vars(value)))
+        if raw.is_class(value) and raw.class_module(value) == namespace.get("__name__"):
+            holders.append(dict(raw.class_namespace(value)))
     for holder in holders:
         for value in list(holder.values()):
             function = value.__func__ if type(value) in (classmethod, staticmethod) else value

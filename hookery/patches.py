@@ -69,7 +69,7 @@ class Patch:
     @property
     def standing(self) -> Any:
         """What stands at the target's name in its owner's own namespace, or ``None``."""
-        return vars(self.target.owner).get(self.target.attribute)
+        return raw.attributes(self.target.owner).get(self.target.attribute)
 
     @property
     def rebinds(self) -> bool:
@@ -474,7 +474,10 @@ def unreached(wanted: Iterable[Patch]) -> dict[Patch, list[Holder]]:
     from hookery import held
 
     found = held.find([patch for patch in wanted if not patch.superseded], _made)
-    return {patch: [holder for _, _, holder in places] for patch, places in found.items()}
+    return {
+        patch: [*(holder for _, _, holder in places), *held.in_chains(patch, _patches)]
+        for patch, places in found.items()
+    }
 
 
 def _follow(classes: list[Any]) -> bool:
@@ -511,7 +514,7 @@ def _leads_elsewhere(place: str, owner: Any, classes: list[Any]) -> bool:
     step: Any = sys.modules.get(module)
     changed = False
     for part in owner_path(qualname):
-        step = vars(step).get(part) if hasattr(step, "__dict__") else None
+        step = raw.attributes(step).get(part)
         changed |= any(step is new for new in classes)
     return changed and step is not owner
 
@@ -567,4 +570,4 @@ def _report_foreign(patch: Patch) -> None:
 
 
 def _globals_of(owner: Any) -> dict[str, Any] | None:
-    return vars(owner) if isinstance(owner, types.ModuleType) else None
+    return raw.namespace(owner) if raw.is_module(owner) else None

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from hookery import raw
+
 
 class Rebinding:
     """A wish: wherever ``old`` is found, ``new`` shall stand, except in the modules whose globals are spared."""
@@ -63,18 +65,22 @@ def rebind(wishes: Iterable[Rebinding]) -> list[tuple[Rebinding, Holder]]:
     if not by_identity:
         return done
     for module_name, module in sys.modules.copy().items():
-        try:
-            namespace = object.__getattribute__(module, "__dict__")
-        except AttributeError:  # an entry of sys.modules need not be a module
-            continue
-        if type(namespace) is not dict or not _holds_any(namespace, identities):
+        namespace = raw.namespace(module)  # an entry of sys.modules need not be a module
+        if namespace is None or not _holds_any(namespace, identities):
             continue
         for name, value in namespace.copy().items():
             wish = by_identity.get(id(value))
-            if wish is not None and value is wish.old and id(namespace) not in wish.spared_globals:
+            if wish is None or value is not wish.old or id(namespace) in wish.spared_globals:
+                continue
+            if not is_internal(name):
                 namespace[name] = wish.new
                 done.append((wish, Entry(f"{module_name}.{name}", name, namespace)))
     return done
+
+
+def is_internal(name: Any) -> bool:
+    """Whether it is a name under which a function hooked in place finds its hooks, in the globals of its module."""
+    return type(name) is str and name.startswith("__hookery_")
 
 
 def _holds_any(namespace: dict[str, Any], identities: frozenset[int]) -> bool:

@@ -11,6 +11,7 @@ import enum
 import functools
 import importlib
 import importlib.util
+import itertools
 import pkgutil
 import sys
 import types
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from hookery import raw
 from hookery.hooks import TargetNotFoundError
 
 
@@ -187,9 +189,9 @@ def resolve(name: str, *, eager: bool = False, completed: str | None = None) -> 
     if isinstance(split, Pending):
         return split
     module_name, module, parts = split
-    if parts[0] not in vars(module) and not eager and _is_lazy(module):
+    if parts[0] not in _names(module) and not eager and _is_lazy(module):
         return Pending(module_name, f"{module_name} has not bound {parts[0]!r} yet (it is a lazy attribute)")
-    real_name = getattr(module, "__name__", None)
+    real_name = _names(module).get("__name__")
     if sys.modules.get(real_name or "") is module:
         module_name = str(real_name)  # posixpath, for os.path: a reload of the module goes by that name
     if len(parts) > 2 and parts[-1] in ACCESSORS:
@@ -217,7 +219,15 @@ def owner_path(qualname: str) -> list[str]:
 
 def _is_lazy(module: types.ModuleType) -> bool:
     """Whether the module makes attributes when they are asked for: by its own ``__getattr__`` or its class's."""
-    return "__getattr__" in vars(module) or any("__getattr__" in vars(base) for base in type(module).__mro__)
+    if "__getattr__" in _names(module):
+        return True
+    bases = itertools.takewhile(lambda base: base not in (types.ModuleType, object), raw.mro(type(module)))
+    return any({"__getattr__", "__getattribute__"} & raw.class_namespace(base).keys() for base in bases)
+
+
+def _names(module: Any) -> dict[str, Any]:
+    """What a module has bound, without asking it."""
+    return raw.namespace(module) or {}
 
 
 def _split(name: str, *, eager: bool, completed: str | None) -> tuple[str, types.ModuleType, list[str]] | Pending:
@@ -241,9 +251,10 @@ def _split(name: str, *, eager: bool, completed: str | None) -> tuple[str, types
             return found
         if not more:
             return module_name, found, parts[taken:]
-        value = vars(found).get(parts[taken])
-        if isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value:
-            submodule_name = value.__name__  # a module under another name, such as os.path
+        value = _names(found).get(parts[taken])
+        known_as = str(_names(value).get("__name__")) if raw.is_module(value) else ""
+        if known_as and sys.modules.get(known_as) is value:
+            submodule_name = known_as  # a module under another name, such as os.path
         elif value is not None or not _has_spec(found, submodule_name):
             return module_name, found, parts[taken:]
         module_name, taken = submodule_name, taken + 1
@@ -267,7 +278,7 @@ def _import_or_wait(name: str, module_name: str, *, eager: bool, completed: str 
         elif not _spec_exists(module_name):
             raise _not_found(name, leaf, parent)
         return Pending(module_name, f"{module_name} is not imported yet")
-    spec = getattr(module, "__spec__", None)
+    spec = _names(module).get("__spec__")
     if module_name != completed and getattr(spec, "_initializing", False):
         return Pending(module_name, f"{module_name} is being imported")
     return module
@@ -285,7 +296,7 @@ def _first_missing(module_name: str) -> str | None:
 
 
 def _has_spec(package: types.ModuleType, submodule_name: str) -> bool:
-    return hasattr(package, "__path__") and _spec_exists(submodule_name)
+    return "__path__" in _names(package) and _spec_exists(submodule_name)
 
 
 def _spec_exists(module_name: str) -> bool:
@@ -314,27 +325,27 @@ def _at(name: str, module_name: str, parts: list[str], owner: Any) -> Target:
     attribute, accessor = parts[-1], None
     inherited = False
     if isinstance(owner, types.ModuleType):
-        if attribute not in vars(owner) and not hasattr(owner, attribute):
+        if attribute not in _names(owner) and not hasattr(owner, attribute):
             raise _not_found(name, attribute, owner.__name__, _names_in(owner))
-        raw = vars(owner)[attribute] if attribute in vars(owner) else getattr(owner, attribute)
+        found = _names(owner)[attribute] if attribute in _names(owner) else getattr(owner, attribute)
     else:
         if len(parts) > 2 and attribute in ACCESSORS and isinstance(_along_mro(owner, parts[-2])[1], property):
             attribute, accessor = parts[-2], attribute
-        holder, raw = _along_mro(owner, attribute)
+        holder, found = _along_mro(owner, attribute)
         if holder is None:
             where = ".".join([module_name, *parts[:-1]])
             raise _not_found(name, attribute, where, _names_in(owner))
         inherited = holder is not owner
-    kind = _kind(name, owner, raw)
+    kind = _kind(name, owner, found)
     if kind is TargetKind.PROPERTY:
         accessor = accessor or "fget"
-        if getattr(raw, accessor) is None:
-            present = [each for each in ACCESSORS if getattr(raw, each) is not None]
+        if getattr(found, accessor) is None:
+            present = [each for each in ACCESSORS if getattr(found, each) is not None]
             where = ".".join([module_name, *owner_path(".".join(parts)), attribute])
             raise _not_found(name, accessor, where, present, hint=f"; the property has {', '.join(present) or 'none'}")
         if accessor == "fget":  # pkg.mod.Class.p and pkg.mod.Class.p.fget are one target
             parts = [*owner_path(".".join(parts)), attribute]
-    return Target(module_name, ".".join(parts), owner, attribute, raw, kind, inherited, accessor)
+    return Target(module_name, ".".join(parts), owner, attribute, found, kind, inherited, accessor)
 
 
 def again(target: Target) -> Target:
@@ -372,8 +383,8 @@ def _kind(name: str, owner: Any, raw: Any) -> TargetKind:
 
 def _names_in(holder: Any) -> Iterator[str]:
     if isinstance(holder, types.ModuleType):
-        yield from vars(holder)
-        for info in pkgutil.iter_modules(getattr(holder, "__path__", None) or []):
+        yield from _names(holder)
+        for info in pkgutil.iter_modules(_names(holder).get("__path__") or []):
             yield info.name
     else:
         yield from dir(holder)
