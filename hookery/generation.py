@@ -116,7 +116,7 @@ class Shape:
         writer = _Writer(self, {f"{self.prefix}inner": inner})
         if prelude is not None:
             writer.names[f"{self.prefix}prelude"] = prelude
-            writer.line(f"{self.prefix}prelude()")
+            writer.prelude(self.callee.original)
         kind = self.kind if outermost else None
         takes = self.parameters.declaration() if self.exact else f"*{self.prefix}args, **{self.prefix}kwargs"
         defaults, keyword_defaults = None, None
@@ -178,6 +178,18 @@ class _Writer:
     def fresh(self, count: int) -> tuple[str, ...]:
         self._variables += 1
         return tuple(f"{self.shape.prefix}value{self._variables}_{index}" for index in range(count))
+
+    def prelude(self, original: Call) -> None:
+        """Call it; a call that it says is meant for the original goes there."""
+        prefix, shape = self.shape.prefix, self.shape
+        if shape.kind is Kind.ASYNC_GENERATOR:  # it cannot return what another yields
+            self.line(f"{prefix}prelude()")
+            return
+        values = _Values(shape.parameters.names if shape.exact else (f"{prefix}args", f"{prefix}kwargs"))
+        call = self._forward(self.name("original", original), values)
+        self.line(f"if {prefix}prelude():")
+        how = {Kind.COROUTINE: "await ", Kind.GENERATOR: "yield from "}.get(shape.kind, "")
+        self.line(f"return ({how}{call})", 1)
 
     def body(self, layers: Sequence[Hook], core: Hook | None, outermost_kind: Kind | None) -> None:
         """The text for any call."""

@@ -18,7 +18,7 @@ from typing import Any
 from hookery import chain, engines, locking, raw, reach
 from hookery.generation import Fused
 from hookery.hooks import Hook, HookError, HookState, HookType, HookWarning, MissedHookWarning, TargetNotFoundError
-from hookery.own_modules import may_import_later
+from hookery.own_modules import looking_after
 from hookery.reach import Holder
 from hookery.targets import Target, TargetKind, again, owner_path, resolve
 
@@ -42,7 +42,7 @@ class Patch:
     holders: list[Holder] = field(default_factory=list)
     deep: bool = False  # what else than module globals holds the original is rebound too, where that is safe
     superseded: bool = False  # a reload put another object at the name; this patch serves whoever kept the old one
-    looking_after: Callable[[], None] | None = None  # see _looking_after_own_modules
+    looking_after: Callable[[], bool] | None = None  # see own_modules
 
     def __post_init__(self, first: Hook) -> None:
         _made.add(self)
@@ -319,7 +319,7 @@ def swap(older: Hook, newer: Hook) -> None:
         refresh(patch)
 
 
-def _fuse(patch: Patch, hooks: list[Hook], prelude: Callable[[], None] | None = None) -> Fused:
+def _fuse(patch: Patch, hooks: list[Hook], prelude: Callable[[], bool] | None = None) -> Fused:
     assert patch.made is not None
     return chain.fuse(patch.made.callee, hooks, prelude=prelude, free_variables=patch.made.free_variables)
 
@@ -379,26 +379,24 @@ def refresh(patch: Patch) -> None:
                 )
 
 
-def _looking_after_own_modules(patch: Patch, active: list[Hook]) -> Callable[[], None] | None:
-    """A hook's module that imports the target after it was hooked is given the original, before the first call.
+def _looking_after_own_modules(patch: Patch, active: list[Hook]) -> Callable[[], bool] | None:
+    """What the stand-in has to call first, so that a hook's module which imports the target later has the original."""
 
-    Returns what the stand-in has to call first for that, or ``None`` where no such import is written.
-    """
-    spared = _own_modules(patch)
-    if patch.stand_in is patch.original or not any(may_import_later(namespace) for namespace in spared):
-        return None
+    def imported() -> set[str]:
+        return {patch.target.attribute, *(each.name for each in patch.holders if type(each) is reach.Entry)}
 
-    def look_after() -> None:
-        if lock.acquire(blocking=False):  # not at once possible: then at the next call
+    def done() -> None:
+        if lock.acquire(blocking=False):  # not at once possible: then it stays, and finds nothing
             try:
-                if patch.looking_after is look_after:
+                if patch.looking_after is look_after and patch.made is not None:
                     patch.looking_after = None
-                    _spare_own_modules(patch)
-                    if patch.made is not None:
-                        patch.made.use(_fuse(patch, [hook for hook in active if not hook.disabled]))
+                    patch.made.use(_fuse(patch, [hook for hook in active if not hook.disabled]))
             finally:
                 lock.release()
 
+    if patch.stand_in is patch.original:
+        return None
+    look_after = looking_after(_own_modules(patch), patch.stand_in, patch.original, imported, done)
     return look_after
 
 
