@@ -106,6 +106,7 @@ _patches: list[Patch] = []
 _notes: list[HookWarning] = []  # what to warn about once the table is consistent and the lock free
 _returning: list[reach.Rebinding] = []  # stand-ins whose last hook left
 _to_reach: list[Patch] = []  # patches whose other holders are to be rebound
+_held_before: dict[type, set[tuple[int, str]]] = {}  # of replacements: the entries of globals that had them already
 _changed_classes: list[Any] = []  # classes put at a target's name since the hooks on members last followed
 _left_behind: list[tuple[str, Hook]] = []  # hooks on members that the class standing there now does not have
 
@@ -423,6 +424,16 @@ def _stand_class(patch: Patch, winner: Hook | None) -> None:
         _report_foreign(patch)
     for holder in patch.holders:
         holder.exchange(old, new)
+    if old is not patch.original:  # who imported it from the target's name
+        _returning.append(
+            reach.Rebinding(
+                old,
+                new,
+                {id(raw.namespace(sys.modules.get(raw.class_module(old))))},
+                spared_names={raw.class_qualname(old)} - {patch.target.attribute},
+                spared_entries=_held_before.pop(old, ()),
+            )
+        )
     patch.stand_in = None if new is patch.original else new
     _changed_classes.append(new)
 
@@ -447,11 +458,20 @@ def _rebind() -> None:
             patch_of[id(patch.original)] = patch
             if not patch.is_class:
                 _spare_own_modules(patch)
+            elif patch.stand_in not in _held_before:
+                _held_before[patch.stand_in] = set()
+                wishes.append(reach.Rebinding(patch.stand_in, patch.stand_in))
     returning = [wish for wish in _returning if id(wish.old) not in patch_of]
     _returning.clear()
     for wish, holder in reach.rebind([*wishes, *returning]):
-        if id(wish.old) in patch_of:
+        if wish.old is wish.new and type(holder) is reach.Entry:
+            _held_before[wish.old].add((id(holder.namespace), holder.name))
+        elif id(wish.old) in patch_of:
             patch_of[id(wish.old)].holders.append(holder)
+        else:
+            for patch in _patches:
+                if patch.is_class and patch.stand_in is wish.new:
+                    patch.holders.append(holder)
     reached = [patch for patch in _patches if patch in _to_reach and not patch.superseded]
     _to_reach.clear()
     if reached:

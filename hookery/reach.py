@@ -14,10 +14,29 @@ from hookery import raw
 
 
 class Rebinding:
-    """A wish: wherever ``old`` is found, ``new`` shall stand, except in the modules whose globals are spared."""
+    """A wish: wherever ``old`` is found, ``new`` shall stand, except in the modules whose globals are spared, under the
+    names that are, and in single entries: a module's globals, by identity, and a name in them."""
 
-    def __init__(self, old: Any, new: Any, spared_globals: Collection[int] = ()) -> None:
-        self.old, self.new, self.spared_globals = old, new, spared_globals
+    def __init__(
+        self,
+        old: Any,
+        new: Any,
+        spared_globals: Collection[int] = (),
+        *,
+        spared_names: Collection[str] = (),
+        spared_entries: Collection[tuple[int, str]] = (),
+    ) -> None:
+        self.old, self.new = old, new
+        self.spared_globals, self.spared_names, self.spared_entries = spared_globals, spared_names, spared_entries
+
+    def applies_to(self, namespace: dict[str, Any], name: str) -> bool:
+        """Whether what ``name`` holds in the globals ``namespace`` is not spared."""
+        return not (
+            id(namespace) in self.spared_globals
+            or name in self.spared_names
+            or (id(namespace), name) in self.spared_entries
+            or is_internal(name)
+        )
 
 
 class Holder:
@@ -70,9 +89,7 @@ def rebind(wishes: Iterable[Rebinding]) -> list[tuple[Rebinding, Holder]]:
             continue
         for name, value in namespace.copy().items():
             wish = by_identity.get(id(value))
-            if wish is None or value is not wish.old or id(namespace) in wish.spared_globals:
-                continue
-            if not is_internal(name):
+            if wish is not None and value is wish.old and wish.applies_to(namespace, name):
                 namespace[name] = wish.new
                 done.append((wish, Entry(f"{module_name}.{name}", name, namespace)))
     return done
