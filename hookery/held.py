@@ -40,6 +40,9 @@ class Patched(Protocol):
     def held(self) -> list[tuple[Any, Any]]: ...
 
     @property
+    def sought(self) -> list[tuple[Any, Any]]: ...
+
+    @property
     def own_modules(self) -> set[int]: ...
 
 
@@ -65,7 +68,7 @@ def find(wanted: Sequence[P], made: Iterable[Patched]) -> dict[P, list[Place]]:
 
     ``made`` are all patches there are: what their stand-ins hold does not count.
     """
-    of_patch = {patch: patch.held for patch in wanted}
+    of_patch = {patch: patch.sought for patch in wanted}
     spared: dict[int, set[int]] = {}
     for patch, held in of_patch.items():
         for old, _ in held:
@@ -97,14 +100,17 @@ def rebind(wanted: Sequence[P], made: Iterable[Patched]) -> dict[P, list[Holder]
     }
 
 
-def give_back(patch: Patched, made: Iterable[Patched]) -> None:
-    """Whoever was given the stand-in gets the original, and who has taken it while it stood, as module globals do."""
-    taken = [(old, new) for old, new in patch.held if new is not None]
-    for holder in patch.holders:
-        for old, new in taken:
-            if holder.exchange(new, old):
-                break
-    found = holders.find([new for _, new in taken], ours=_own_objects(made))
+def give_back(left: Iterable[Patched], made: Iterable[Patched]) -> None:
+    """Whoever was given a stand-in gets the original, and who has taken it while it stood, as module globals do."""
+    taken: list[tuple[Any, Any]] = []
+    for patch in left:
+        of_patch = [(old, new) for old, new in pairs(patch.original, patch.stand_in) if new is not None]
+        for holder in patch.holders:
+            for old, new in of_patch:
+                if holder.exchange(new, old):
+                    break
+        taken += of_patch
+    found = holders.find([new for _, new in taken], ours=_own_objects(made)) if taken else {}
     for old, new in taken:
         for holder in found[id(new)]:
             holder.exchange(new, old)

@@ -31,7 +31,7 @@ def looking_after(
     """What ``stand_in`` has to call first so that the modules with the globals ``own``, if they import it later, have
     ``original``. ``None`` where no such import is written.
 
-    It returns whether the call comes from a module that was given the original just now, and so was meant for that.
+    It returns whether the call comes from a hook whose module was given the original just now, and so was meant for that.
 
     Args:
         imported: says which names the target can be imported by, once everything is in place.
@@ -52,14 +52,21 @@ def looking_after(
                 passing = any(module.passing for module in late)
                 if not late:
                     done()
-        if not given:
-            return False
-        caller = sys._getframe(1).f_back  # behind the stand-in
-        while caller is not None and caller.f_globals.get("__name__") == "hookery.engines":
-            caller = caller.f_back
-        return caller is not None and any(caller.f_globals is namespace for namespace in given)
+        return bool(given) and _is_called_by_its_hook(sys._getframe(1), given)
 
     return look_after
+
+
+def _is_called_by_its_hook(stand_in: types.FrameType, own: Sequence[dict[str, Any]]) -> bool:
+    """Whether the call that runs in the frame ``stand_in`` comes from one of the modules, inside another such call."""
+    caller = stand_in.f_back
+    while caller is not None and caller.f_globals.get("__name__") == "hookery.engines":
+        caller = caller.f_back
+    if caller is None or all(caller.f_globals is not namespace for namespace in own):
+        return False
+    while caller is not None and caller.f_code is not stand_in.f_code:
+        caller = caller.f_back
+    return caller is not None
 
 
 def _late_imports(own: Sequence[dict[str, Any]], imported: Collection[str] | None) -> list[Late]:

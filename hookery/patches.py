@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hookery import chain, engines, locking, raw, reach
+from hookery import chain, engines, locking, raw, reach, retired
 from hookery.generation import Fused
 from hookery.hooks import Hook, HookError, HookState, HookType, HookWarning, MissedHookWarning, TargetNotFoundError
 from hookery.own_modules import looking_after
@@ -42,6 +42,7 @@ class Patch:
     holders: list[Holder] = field(default_factory=list)
     deep: bool = False  # what else than module globals holds the original is rebound too, where that is safe
     superseded: bool = False  # a reload put another object at the name; this patch serves whoever kept the old one
+    references: int = 0  # how many there are to what was made, before it stands anywhere
     looking_after: Callable[[], bool] | None = None  # see own_modules
 
     def __post_init__(self, first: Hook) -> None:
@@ -52,6 +53,7 @@ class Patch:
             self.made = engines.make_stand_in(self.target, self.engine, first.function)
             if not self.is_property:
                 self.stand_in = self.made.value
+                self.references = retired.references(self.stand_in)
 
     @property
     def is_class(self) -> bool:
@@ -83,6 +85,12 @@ class Patch:
             or isinstance(self.original, (classmethod, staticmethod, property))
         )
 
+    @property
+    def entries(self) -> set[tuple[int, str]]:
+        """The module globals where the stand-in was put: the identity of each and the name."""
+        found = {(id(each.namespace), each.name) for each in self.holders if type(each) is reach.Entry}
+        return {(id(raw.attributes(self.target.owner)), self.target.attribute), *found}
+
     def siblings(self) -> list[Patch]:
         """The patches of the accessors of one property, this one among them."""
         return [patch for patch in _patches if not patch.superseded and _is_sibling(patch, self.target)]
@@ -97,6 +105,12 @@ class Patch:
         return held.pairs(self.original, self.stand_in)
 
     @property
+    def sought(self) -> list[tuple[Any, Any]]:
+        """That, and what stood for the original before and somebody still has."""
+        found = self.held
+        return found + [(older, new) for old, new in found if new is not None for older in retired.stood_for(old)]
+
+    @property
     def own_modules(self) -> set[int]:
         """The identities of the globals of the modules that the hooks were written in."""
         return {id(found) for hook in self.hooks if (found := hook.own_globals()) is not None}
@@ -105,6 +119,7 @@ class Patch:
 _patches: list[Patch] = []
 _notes: list[HookWarning] = []  # what to warn about once the table is consistent and the lock free
 _returning: list[reach.Rebinding] = []  # stand-ins whose last hook left
+_left: list[Patch] = []  # patches whose last hook left, and whose stand-ins may be held by others
 _to_reach: list[Patch] = []  # patches whose other holders are to be rebound
 _held_before: dict[type, set[tuple[int, str]]] = {}  # of replacements: the entries of globals that had them already
 _changed_classes: list[Any] = []  # classes put at a target's name since the hooks on members last followed
@@ -425,15 +440,12 @@ def _stand_class(patch: Patch, winner: Hook | None) -> None:
     for holder in patch.holders:
         holder.exchange(old, new)
     if old is not patch.original:  # who imported it from the target's name
-        _returning.append(
-            reach.Rebinding(
-                old,
-                new,
-                {id(raw.namespace(sys.modules.get(raw.class_module(old))))},
-                spared_names={raw.class_qualname(old)} - {patch.target.attribute},
-                spared_entries=_held_before.pop(old, ()),
-            )
-        )
+        others = [other for other in _patches if other is not patch and other.stand_in is old]
+        spared = {entry for other in others for entry in other.entries} | _held_before.get(old, set())
+        own = {id(raw.namespace(sys.modules.get(raw.class_module(old))))}
+        _returning.append(reach.Rebinding(old, new, own, name=patch.target.attribute, spared_entries=spared))
+        if not others:
+            _held_before.pop(old, None)
     patch.stand_in = None if new is patch.original else new
     _changed_classes.append(new)
 
@@ -456,6 +468,9 @@ def _rebind() -> None:
         if patch.rebinds and patch.stand_in is not None and id(patch.original) not in patch_of:
             wishes.append(reach.Rebinding(patch.original, patch.stand_in, patch.own_modules))
             patch_of[id(patch.original)] = patch
+            for older in retired.stood_for(patch.original):
+                wishes.append(reach.Rebinding(older, patch.stand_in, patch.own_modules))
+                patch_of[id(older)] = patch
             if not patch.is_class:
                 _spare_own_modules(patch)
             elif patch.stand_in not in _held_before:
@@ -570,12 +585,25 @@ def _restore(patch: Patch) -> None:
         setattr(target.owner, target.attribute, patch.original)
     for holder in patch.holders:
         holder.exchange(patch.stand_in, patch.original)
-    if patch.deep:
-        from hookery import held
-
-        held.give_back(patch, _made)
+    if not target.inherited:
+        retired.retire(patch.original, patch.stand_in)
+        _left.append(patch)
     if patch.rebinds or patch.original is None:
         _returning.append(reach.Rebinding(patch.stand_in, patch.original))
+
+
+def take_left() -> list[Patch]:
+    """The patches whose last hook left and whose stand-ins somebody still seems to have, other than module globals."""
+    left = [patch for patch in _left if patch.is_property or retired.references(patch.stand_in) > patch.references]
+    _left.clear()
+    return left
+
+
+def give_back(left: list[Patch]) -> None:
+    """Whoever was given, or has taken, the stand-ins of patches whose last hook left gets the originals."""
+    from hookery import held
+
+    held.give_back(left, _made)
 
 
 def _report_foreign(patch: Patch) -> None:

@@ -14,8 +14,9 @@ from hookery import raw
 
 
 class Rebinding:
-    """A wish: wherever ``old`` is found, ``new`` shall stand, except in the modules whose globals are spared, under the
-    names that are, and in single entries: a module's globals, by identity, and a name in them."""
+    """A wish: wherever ``old`` is found, ``new`` shall stand, except in the modules whose globals are spared and in
+    single entries that are: a module's globals, by identity, and a name in them. ``name`` is the only one that counts
+    if it is given."""
 
     def __init__(
         self,
@@ -23,20 +24,18 @@ class Rebinding:
         new: Any,
         spared_globals: Collection[int] = (),
         *,
-        spared_names: Collection[str] = (),
+        name: str | None = None,
         spared_entries: Collection[tuple[int, str]] = (),
     ) -> None:
         self.old, self.new = old, new
-        self.spared_globals, self.spared_names, self.spared_entries = spared_globals, spared_names, spared_entries
+        self.spared_globals, self.spared_entries, self.name = spared_globals, spared_entries, name
 
     def applies_to(self, namespace: dict[str, Any], name: str) -> bool:
         """Whether what ``name`` holds in the globals ``namespace`` is not spared."""
-        return not (
-            id(namespace) in self.spared_globals
-            or name in self.spared_names
-            or (id(namespace), name) in self.spared_entries
-            or is_internal(name)
-        )
+        if self.name is not None and name != self.name:
+            return False
+        spared = id(namespace) in self.spared_globals or (id(namespace), name) in self.spared_entries
+        return not (spared or is_internal(name))
 
 
 class Holder:

@@ -240,7 +240,9 @@ class HookRegistry:
             if resolved or subclasses_hooked or completed is None:
                 patches.settle()
             watch_imports()
+            left = patches.take_left()
             notes += patches.take_notes()
+        _give_back(left)
         if strict:  # the caller hears of it as an error
             notes = [note for note in notes if not isinstance(note, MissedHookWarning)]
         _warn(notes, inside_import=completed is not None)
@@ -302,7 +304,8 @@ class HookRegistry:
             for hook in chosen:
                 hook.state, hook.detail = HookState.REVERTED, ""
             self._after_removal()
-            notes = patches.take_notes()
+            left, notes = patches.take_left(), patches.take_notes()
+        _give_back(left)
         _warn(notes)
 
     def _after_removal(self) -> None:
@@ -327,6 +330,8 @@ class HookRegistry:
             self._take_off(gone)
             self._hooks = [hook for hook in self._hooks if hook not in gone]
             self._after_removal()
+            left = patches.take_left()
+        _give_back(left)
 
     def applied_hooks(self, *, unreached: bool = False) -> list[HookRecord]:
         """Every hook of this registry, in the order of registration, as it stands now.
@@ -539,6 +544,14 @@ def _on_executed(module: str) -> None:
             for source, error in failures
         ]
         _warn(notes, inside_import=True)
+
+
+def _give_back(left: list[patches.Patch]) -> None:
+    if left:
+        from hookery import held  # noqa: F401  (before the lock is taken)
+
+        with patches.lock:
+            patches.give_back(left)
 
 
 def _warn(notes: list[HookWarning], *, inside_import: bool = False) -> None:
