@@ -31,7 +31,7 @@ def looking_after(
     """What ``stand_in`` has to call first so that the modules with the globals ``own``, if they import it later, have
     ``original``. ``None`` where no such import is written.
 
-    It returns whether the call comes from a hook whose module was given the original just now, and so was meant for that.
+    It returns whether the call comes from a hook whose module was given the original just now: it was meant for that.
 
     Args:
         imported: says which names the target can be imported by, once everything is in place.

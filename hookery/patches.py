@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hookery import chain, engines, locking, raw, reach, retired
+from hookery.fitting import check_fit, set_attribute
 from hookery.generation import Fused
 from hookery.hooks import Hook, HookError, HookState, HookType, HookWarning, MissedHookWarning, TargetNotFoundError
 from hookery.own_modules import looking_after
@@ -230,7 +231,7 @@ def overrides(hook: Hook) -> list[str]:
 
 
 def _put(target: Target, hook: Hook) -> None:
-    _check_fit(target, hook)
+    check_fit(target, hook)
     patch = find(target)
     if patch is not None and hook.engine_asked not in (engines.ENGINE_AUTO, patch.engine):
         patch = _change_engine(patch, hook)
@@ -304,7 +305,7 @@ def _stand(patch: Patch, hook: Hook) -> None:
             return
         _compose(siblings, hook)
     elif patch.engine != engines.ENGINE_IN_PLACE and patch.hooks == [hook]:
-        _set(patch.target, patch.stand_in, hook)
+        set_attribute(patch.target, patch.stand_in, hook)
 
 
 def _compose(siblings: list[Patch], hook: Hook | None) -> None:
@@ -312,7 +313,7 @@ def _compose(siblings: list[Patch], hook: Hook | None) -> None:
     target = siblings[0].target
     accessors = {patch.target.accessor or "": patch.made.value for patch in siblings if patch.made is not None}
     composed = engines.compose_property(target.raw, accessors)
-    _set(target, composed, hook)
+    set_attribute(target, composed, hook)
     for patch in siblings:
         patch.stand_in = composed
 
@@ -325,7 +326,7 @@ def swap(older: Hook, newer: Hook) -> None:
     """
     hooked = patches_of(older)
     for patch in hooked:
-        _check_fit(patch.target, newer)
+        check_fit(patch.target, newer)
         if newer.engine_asked not in (engines.ENGINE_AUTO, patch.engine):
             raise TypeError(f"{newer.describe()} asks for the engine {newer.engine_asked!r}, which has changed")
         if not patch.is_class:
@@ -338,25 +339,6 @@ def swap(older: Hook, newer: Hook) -> None:
 def _fuse(patch: Patch, hooks: list[Hook], prelude: Callable[[], bool] | None = None) -> Fused:
     assert patch.made is not None
     return chain.fuse(patch.made.callee, hooks, prelude=prelude, free_variables=patch.made.free_variables)
-
-
-def _set(target: Target, value: Any, hook: Hook | None) -> None:
-    try:
-        setattr(target.owner, target.attribute, value)
-    except Exception as error:  # a metaclass may refuse in any way it likes
-        what = target.name if hook is None else f"{hook.describe()}: {target.name}"
-        raise TypeError(f"{what} cannot be replaced: {error}") from error
-
-
-def _check_fit(target: Target, hook: Hook) -> None:
-    hook_is_class = isinstance(hook.function, type)
-    if target.kind is TargetKind.CLASS:
-        if hook.type is not HookType.REPLACE or not hook_is_class:
-            raise TypeError(f"{hook.describe()}: {target.name} is a class; it can only be REPLACEd, by a class")
-    elif hook_is_class:
-        raise TypeError(f"{hook.describe()}: {target.name} is a {target.kind.value}; a class cannot replace it")
-    elif target.kind is TargetKind.ABSENT and hook.type is not HookType.REPLACE:
-        raise TypeError(f"{hook.describe()}: {target.name} is None; it cannot be hooked, only REPLACEd")
 
 
 def refresh(patch: Patch) -> None:
@@ -434,7 +416,7 @@ def _stand_class(patch: Patch, winner: Hook | None) -> None:
     if new is old:
         return
     if patch.standing is old:
-        _set(patch.target, new, winner)
+        set_attribute(patch.target, new, winner)
     elif not patch.superseded:
         _report_foreign(patch)
     for holder in patch.holders:

@@ -17,7 +17,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from hookery import raw
 from hookery.hooks import TargetNotFoundError
@@ -143,10 +143,12 @@ def _call_nothing(name: str, *args: Any, **kwargs: Any) -> Any:
 
 @dataclass(frozen=True)
 class Pending:
-    """A target that cannot be resolved yet. ``module`` is what has to be imported, ``why`` says it in words."""
+    """A target that cannot be resolved yet. ``module`` is what has to be imported, ``why`` says it in words;
+    ``attribute`` is what it waits for where the module is imported and makes attributes when they are asked for."""
 
     module: str
     why: str
+    attribute: str | None = None
 
 
 def validate_name(name: str) -> str:
@@ -190,7 +192,8 @@ def resolve(name: str, *, eager: bool = False, completed: str | None = None) -> 
         return split
     module_name, module, parts = split
     if parts[0] not in _names(module) and not eager and _is_lazy(module):
-        return Pending(module_name, f"{module_name} has not bound {parts[0]!r} yet (it is a lazy attribute)")
+        why = f"{module_name} has not bound {parts[0]!r} yet (it is a lazy attribute)"
+        return Pending(module_name, why, parts[0])
     real_name = _names(module).get("__name__")
     if sys.modules.get(real_name or "") is module:
         module_name = str(real_name)  # posixpath, for os.path: a reload of the module goes by that name
@@ -236,7 +239,9 @@ def _split(name: str, *, eager: bool, completed: str | None) -> tuple[str, types
     parts = module_name.split(".")
     if colon:
         found = _import_or_wait(name, module_name, eager=eager, completed=completed)
-        return found if isinstance(found, Pending) else (module_name, found, qualname.split("."))
+        if type(found) is Pending:  # a module may be lazy: it is not asked what it is
+            return found
+        return module_name, cast("types.ModuleType", found), qualname.split(".")
     module_name, taken = parts[0], 1
     while True:
         submodule_name = f"{module_name}.{parts[taken]}"
@@ -246,9 +251,10 @@ def _split(name: str, *, eager: bool, completed: str | None) -> tuple[str, types
             module_name, taken = submodule_name, taken + 1  # whether the parent's own body has finished matters not
             continue
         found = _import_or_wait(name, module_name, eager=eager, completed=completed)
-        if isinstance(found, Pending):
+        if type(found) is Pending:
             # An attribute may stand in a package whose body has not finished, so that is what the target waits for.
             return found
+        found = cast("types.ModuleType", found)
         if not more:
             return module_name, found, parts[taken:]
         value = _names(found).get(parts[taken])
