@@ -400,7 +400,7 @@ def _looking_after_own_modules(patch: Patch, active: list[Hook]) -> Callable[[],
 
 def _own_modules(patch: Patch) -> list[dict[str, Any]]:
     """The globals of the hooks' own modules, but for the target's own."""
-    of_target = _globals_of(patch.target.owner)
+    of_target = raw.namespace(patch.target.owner) if raw.is_module(patch.target.owner) else None
     found = {id(namespace): namespace for hook in patch.hooks if (namespace := hook.own_globals()) is not None}
     return [namespace for namespace in found.values() if namespace is not of_target]
 
@@ -595,7 +595,3 @@ def _report_foreign(patch: Patch) -> None:
             " that patch is left alone, and what hookery put there passes straight through"
         )
     )
-
-
-def _globals_of(owner: Any) -> dict[str, Any] | None:
-    return raw.namespace(owner) if raw.is_module(owner) else None
