@@ -122,7 +122,7 @@ _notes: list[HookWarning] = []  # what to warn about once the table is consisten
 _returning: list[reach.Rebinding] = []  # stand-ins whose last hook left
 _left: list[Patch] = []  # patches whose last hook left, and whose stand-ins may be held by others
 _to_reach: list[Patch] = []  # patches whose other holders are to be rebound
-_held_before: dict[type, set[tuple[int, str]]] = {}  # of replacements: the entries of globals that had them already
+_held_before: dict[int, set[tuple[int, str]]] = {}  # by identity of a replacement: the globals that had it already
 _changed_classes: list[Any] = []  # classes put at a target's name since the hooks on members last followed
 _left_behind: list[tuple[str, Hook]] = []  # hooks on members that the class standing there now does not have
 
@@ -423,11 +423,11 @@ def _stand_class(patch: Patch, winner: Hook | None) -> None:
         holder.exchange(old, new)
     if old is not patch.original:  # who imported it from the target's name
         others = [other for other in _patches if other is not patch and other.stand_in is old]
-        spared = {entry for other in others for entry in other.entries} | _held_before.get(old, set())
+        spared = {entry for other in others for entry in other.entries} | _held_before.get(id(old), set())
         own = {id(raw.namespace(sys.modules.get(raw.class_module(old))))}
         _returning.append(reach.Rebinding(old, new, own, name=patch.target.attribute, spared_entries=spared))
         if not others:
-            _held_before.pop(old, None)
+            _held_before.pop(id(old), None)
     patch.stand_in = None if new is patch.original else new
     _changed_classes.append(new)
 
@@ -455,14 +455,14 @@ def _rebind() -> None:
                 patch_of[id(older)] = patch
             if not patch.is_class:
                 _spare_own_modules(patch)
-            elif patch.stand_in not in _held_before:
-                _held_before[patch.stand_in] = set()
+            elif id(patch.stand_in) not in _held_before:
+                _held_before[id(patch.stand_in)] = set()
                 wishes.append(reach.Rebinding(patch.stand_in, patch.stand_in))
     returning = [wish for wish in _returning if id(wish.old) not in patch_of]
     _returning.clear()
     for wish, holder in reach.rebind([*wishes, *returning]):
-        if wish.old is wish.new and type(holder) is reach.Entry:
-            _held_before[wish.old].add((id(holder.namespace), holder.name))
+        if id(wish.old) in _held_before and wish.old is wish.new and type(holder) is reach.Entry:
+            _held_before[id(wish.old)].add((id(holder.namespace), holder.name))
         elif id(wish.old) in patch_of:
             patch_of[id(wish.old)].holders.append(holder)
         else:

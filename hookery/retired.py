@@ -27,7 +27,7 @@ def references(stand_in: Any) -> int:
 def retire(original: Any, stand_in: Any) -> None:
     """Remember that ``stand_in`` stood for ``original``."""
     for old, made in zip(_layers(original), _layers(stand_in), strict=False):
-        if type(made).__weakrefoffset__:
+        if made is not old and type(made).__weakrefoffset__:
             _retired[id(old)] = [weakref.ref(kept) for kept in (*stood_for(old), made)]
     for dead in [key for key, made in _retired.items() if all(reference() is None for reference in made)]:
         del _retired[dead]
