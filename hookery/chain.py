@@ -37,7 +37,7 @@ def fuse(
     generator object; likewise for an asynchronous generator.
 
     Args:
-        prelude: called at the start of every call.
+        prelude: called at the start of every call; where it returns true, the call goes to the original.
         free_variables: names that the code shall have as free variables, which it does not use.
 
     Raises:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from typing import Any
 
+from hookery import raw
+
 
 class _NotifyingLoader:
     """Stands in for a module's loader until the module's code runs, then reports that it has run."""
@@ -67,14 +69,14 @@ class ImportWatcher:
     def __init__(self, on_executed: Callable[[str], None]) -> None:
         self._on_executed = on_executed
         self._watched: frozenset[str] = frozenset()
+        self._seen: set[str] = set()  # those of them that were imported before, or whose import was reported
 
     def watch(self, modules: frozenset[str]) -> None:
         """Watch exactly ``modules``. With none, the finder leaves ``sys.meta_path``."""
         for name in modules - self._watched:
-            spec = getattr(sys.modules.get(name), "__spec__", None)
-            if type(spec) is ModuleSpec and getattr(spec, "_initializing", False):
-                spec.__dict__["_hookery_on_executed"] = self._on_executed
-                spec.__class__ = _NotifyingSpec
+            if name in sys.modules:
+                self._attend(name)
+        self._seen = {name for name in modules if name in self._seen or name in sys.modules}
         self._watched = modules
         if not modules:
             if self in sys.meta_path:
@@ -84,11 +86,39 @@ class ImportWatcher:
             # First, so that no other finder takes a watched module before this one sees it.
             sys.meta_path[:] = [self, *(finder for finder in sys.meta_path if finder is not self)]
 
+    def _attend(self, name: str) -> bool:
+        """Have a module that is in ``sys.modules`` already report when its code has run; whether that is to come."""
+        module = sys.modules[name]
+        spec = (raw.namespace(module) or {}).get("__spec__")
+        if type(spec) is not ModuleSpec:
+            return False
+        if raw.class_name(type(module)) == "importlib.util._LazyModule":
+            spec.loader = _NotifyingLoader(spec, self._on_executed)  # type: ignore[assignment]
+            return True
+        if not getattr(spec, "_initializing", False):
+            return False
+        spec.__dict__["_hookery_on_executed"] = self._on_executed
+        spec.__class__ = _NotifyingSpec
+        return True
+
+    def _come_first(self) -> None:
+        """Somebody has put a finder before this one. What it found meanwhile is reported now, and the place is taken
+        again: in a new list, because the import under way goes through the old one."""
+        sys.meta_path = [self, *(finder for finder in sys.meta_path if finder is not self)]
+        for name in sorted(self._watched - self._seen):
+            if name in sys.modules:
+                self._seen.add(name)
+                if not self._attend(name):
+                    self._on_executed(name)
+
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
     ) -> ModuleSpec | None:
+        if self._watched and sys.meta_path and sys.meta_path[0] is not self:
+            self._come_first()
         if name not in self._watched:
             return None
+        self._seen.add(name)
         for finder in list(sys.meta_path):
             if finder is self or not hasattr(finder, "find_spec"):
                 continue

@@ -232,6 +232,8 @@ def problems(hooks: Sequence[Hook]) -> list[Problem]:
         if kind is not None:
             detail = hook.detail or "it was registered after the last apply_hooks()"
             waits_for = hook.waits_for if kind == "pending" else None
+            if waits_for is not None and _is_there_now(hook):
+                detail, waits_for = f"{waits_for} was imported unseen; the next apply_hooks() hooks it", None
             found.append(Problem(hook.target, hook.function_name, kind, detail, waits_for))
         for patch in on[hook]:
             said = displaced(patch)
@@ -242,6 +244,13 @@ def problems(hooks: Sequence[Hook]) -> list[Problem]:
         for address in patches.overrides(hook):
             found.append(Problem(hook.target, hook.function_name, "overridden", f"{address} overrides it"))
     return found
+
+
+def _is_there_now(hook: Hook) -> bool:
+    try:
+        return isinstance(resolve(hook.target), Target)
+    except (TargetNotFoundError, TypeError):
+        return False
 
 
 _KIND_OF_STATE = {state: state.value for state in (HookState.MISSED, HookState.SKIPPED, HookState.PENDING)}

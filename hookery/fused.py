@@ -151,6 +151,8 @@ class Fuser:
                 names[name] = inner
             elif role == "prelude":
                 names[name] = prelude
+            elif role == "original":
+                names[name] = self.callee.original
             elif role == "bind":
                 names[name] = self._binder
             elif role == "rest":

@@ -73,7 +73,7 @@ def write(segment: SegmentShape) -> Text:
         prefix += "_"
     writer = _Writer(segment, prefix)
     if segment.prelude:
-        writer.line(f"{writer.role('prelude')}()")
+        writer.prelude()
     takes = segment.parameters.declaration() if segment.exact else f"*{prefix}args, **{prefix}kwargs"
     core, layers = segment.core, segment.layers
     lazy = segment.outermost and segment.kind in _LAZY
@@ -167,6 +167,19 @@ class _Writer:
     def fresh(self, count: int) -> tuple[str, ...]:
         self._variables += 1
         return tuple(f"{self.prefix}value{self._variables}_{index}" for index in range(count))
+
+    def prelude(self) -> None:
+        """Call it; a call that it says is meant for the original goes there."""
+        prefix, segment = self.prefix, self.segment
+        prelude = self.role("prelude")
+        if segment.kind is Kind.ASYNC_GENERATOR:  # it cannot return what another yields
+            self.line(f"{prelude}()")
+            return
+        values = _Values(segment.parameters.names if segment.exact else (f"{prefix}args", f"{prefix}kwargs"))
+        call = self._forward(self.role("original"), values)
+        self.line(f"if {prelude}():")
+        how = {Kind.COROUTINE: "await ", Kind.GENERATOR: "yield from "}.get(segment.kind, "")
+        self.line(f"return ({how}{call})", 1)
 
     def body(self) -> None:
         """The text for any call."""

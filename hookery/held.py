@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 from hookery import holders, raw
 from hookery.hooks import Hook
 from hookery.reach import Holder
+from hookery.targets import Target
 
 # What a stand-in may be made of, besides objects of hookery's own classes.
 _MADE_OF = (types.FunctionType, types.CellType, types.MethodType, tuple, dict, staticmethod, classmethod, property)
@@ -27,6 +28,7 @@ Place = tuple[Any, Any, Holder]  # what is held, what stands in for it or None w
 class Patched(Protocol):
     """What is asked of a patch."""
 
+    target: Target
     hooks: list[Hook]
     holders: list[Holder]
     stand_in: Any
@@ -36,6 +38,9 @@ class Patched(Protocol):
 
     @property
     def held(self) -> list[tuple[Any, Any]]: ...
+
+    @property
+    def sought(self) -> list[tuple[Any, Any]]: ...
 
     @property
     def own_modules(self) -> set[int]: ...
@@ -63,7 +68,7 @@ def find(wanted: Sequence[P], made: Iterable[Patched]) -> dict[P, list[Place]]:
 
     ``made`` are all patches there are: what their stand-ins hold does not count.
     """
-    of_patch = {patch: patch.held for patch in wanted}
+    of_patch = {patch: patch.sought for patch in wanted}
     spared: dict[int, set[int]] = {}
     for patch, held in of_patch.items():
         for old, _ in held:
@@ -76,6 +81,17 @@ def find(wanted: Sequence[P], made: Iterable[Patched]) -> dict[P, list[Place]]:
     }
 
 
+def in_chains(patch: Patched, others: Iterable[Patched]) -> list[Holder]:
+    """The chains that call the original of ``patch`` as one of their hooks: they were given it when it was registered,
+    and go past what it was hooked with since."""
+    return [
+        holders.Fixed(f"the hooks of {other.target.name}", f"it is {hook.describe()}, registered before it was hooked")
+        for other in others
+        for hook in other.hooks
+        if hook.function is patch.original and patch.stand_in is not patch.original
+    ]
+
+
 def rebind(wanted: Sequence[P], made: Iterable[Patched]) -> dict[P, list[Holder]]:
     """Give every holder that can be rebound the stand-in; return those that were."""
     return {
@@ -84,14 +100,17 @@ def rebind(wanted: Sequence[P], made: Iterable[Patched]) -> dict[P, list[Holder]
     }
 
 
-def give_back(patch: Patched, made: Iterable[Patched]) -> None:
-    """Whoever was given the stand-in gets the original, and who has taken it while it stood, as module globals do."""
-    taken = [(old, new) for old, new in patch.held if new is not None]
-    for holder in patch.holders:
-        for old, new in taken:
-            if holder.exchange(new, old):
-                break
-    found = holders.find([new for _, new in taken], ours=_own_objects(made))
+def give_back(left: Iterable[Patched], made: Iterable[Patched]) -> None:
+    """Whoever was given a stand-in gets the original, and who has taken it while it stood, as module globals do."""
+    taken: list[tuple[Any, Any]] = []
+    for patch in left:
+        of_patch = [(old, new) for old, new in pairs(patch.original, patch.stand_in) if new is not None]
+        for holder in patch.holders:
+            for old, new in of_patch:
+                if holder.exchange(new, old):
+                    break
+        taken += of_patch
+    found = holders.find([new for _, new in taken], ours=_own_objects(made)) if taken else {}
     for old, new in taken:
         for holder in found[id(new)]:
             holder.exchange(new, old)

@@ -19,7 +19,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from hookery import raw
-from hookery.reach import Entry, Holder
+from hookery.reach import Entry, Holder, is_internal
 
 MOST_STEPS = 8  # from a holder up to what gives it an address
 MOST_WIDE = 4000  # objects that are followed upward at each of these steps
@@ -453,7 +453,7 @@ def _dict(thing: dict[Any, Any]) -> Iterator[_Reference]:
     for key, value in list(thing.items()):
         if type(key) is not str:
             yield key, KEYS, None, False
-        elif key in _MENTIONS:
+        elif key in _MENTIONS or is_internal(key):
             continue
         yield value, f"[{_key(key)}]", key, False
 

@@ -113,6 +113,7 @@ class Hook:
     state: HookState = HookState.PENDING
     detail: str = ""
     waits_for: str | None = None  # while it is pending: the module
+    waits_for_attribute: str | None = None  # and what that makes when it is asked for it, if it is a lazy package
     engine: str | None = None
     place: str = ""  # the name, in colon form, under which the target was found
     calls: int = 0

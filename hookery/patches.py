@@ -11,16 +11,17 @@ import dataclasses
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hookery import chain, engines, locking, raw, reach
+from hookery import chain, engines, locking, own_modules, raw, reach, retired
+from hookery.fitting import check_fit, set_attribute
 from hookery.fused import Fused
 from hookery.hooks import Hook, HookError, HookState, HookType, HookWarning, MissedHookWarning, TargetNotFoundError
-from hookery.own_modules import may_import_later
 from hookery.reach import Holder
-from hookery.targets import Target, TargetKind, again, owner_path, resolve
+from hookery.table import Table
+from hookery.targets import Target, TargetKind, again, leads_elsewhere, resolve
 
 lock = locking.lock
 
@@ -42,7 +43,8 @@ class Patch:
     holders: list[Holder] = field(default_factory=list)
     deep: bool = False  # what else than module globals holds the original is rebound too, where that is safe
     superseded: bool = False  # a reload put another object at the name; this patch serves whoever kept the old one
-    looking_after: Callable[[], None] | None = None  # see _looking_after_own_modules
+    references: int = 0  # how many there are to what was made, before it stands anywhere
+    looking_after: Callable[[], bool] | None = None  # see own_modules
 
     def __post_init__(self, first: Hook) -> None:
         _made.add(self)
@@ -52,6 +54,7 @@ class Patch:
             self.made = engines.make_stand_in(self.target, self.engine, first.function)
             if not self.is_property:
                 self.stand_in = self.made.value
+                self.references = retired.references(self.stand_in)
 
     def stand_with(self, stand_in: Any) -> None:
         """From now on this stands at the name; ``None``: the original does."""
@@ -75,7 +78,7 @@ class Patch:
     @property
     def standing(self) -> Any:
         """What stands at the target's name in its owner's own namespace, or ``None``."""
-        return vars(self.target.owner).get(self.target.attribute)
+        return raw.attributes(self.target.owner).get(self.target.attribute)
 
     @property
     def rebinds(self) -> bool:
@@ -88,6 +91,12 @@ class Patch:
             or self.engine == engines.ENGINE_IN_PLACE
             or isinstance(self.original, (classmethod, staticmethod, property))
         )
+
+    @property
+    def entries(self) -> set[tuple[int, str]]:
+        """The module globals where the stand-in was put: the identity of each and the name."""
+        found = {(id(each.namespace), each.name) for each in self.holders if type(each) is reach.Entry}
+        return {(id(raw.attributes(self.target.owner)), self.target.attribute), *found}
 
     def siblings(self) -> list[Patch]:
         """The patches of the accessors of one property, this one among them."""
@@ -103,63 +112,30 @@ class Patch:
         return held.pairs(self.original, self.stand_in)
 
     @property
+    def sought(self) -> list[tuple[Any, Any]]:
+        """That, and what stood for the original before and somebody still has."""
+        found = self.held
+        return found + [(older, new) for old, new in found if new is not None for older in retired.stood_for(old)]
+
+    @property
     def own_modules(self) -> set[int]:
         """The identities of the globals of the modules that the hooks were written in."""
         return {id(found) for hook in self.hooks if (found := hook.own_globals()) is not None}
 
 
-class _Table:
-    """Patches in the order in which they were made, which are found by the objects that they are about."""
-
-    def __init__(self) -> None:
-        self._all: dict[Patch, None] = {}
-        self._by_object: dict[int, dict[Patch, None]] = {}  # a patch keeps its objects, so that no identity is reused
-
-    def __iter__(self) -> Iterator[Patch]:
-        return iter(self._all)
-
-    def __contains__(self, patch: Patch) -> bool:
-        return patch in self._all
-
-    def add(self, patch: Patch) -> None:
-        self._all[patch] = None
-        self.know(patch, patch.target.raw)
-        self.know(patch, patch.stand_in)
-
-    def remove(self, patch: Patch) -> None:
-        self.forget(patch, patch.target.raw)
-        self.forget(patch, patch.stand_in)
-        del self._all[patch]
-
-    def know(self, patch: Patch, thing: Any) -> None:
-        """``patch`` is about ``thing`` too."""
-        if patch in self._all:
-            self._by_object.setdefault(id(thing), {})[patch] = None
-
-    def forget(self, patch: Patch, thing: Any) -> None:
-        """``patch`` is not about ``thing`` any more."""
-        there = self._by_object.get(id(thing), {})
-        there.pop(patch, None)
-        if not there:
-            self._by_object.pop(id(thing), None)
-
-    def about(self, thing: Any) -> list[Patch]:
-        """The patches whose original or whose stand-in this is."""
-        return list(self._by_object.get(id(thing), ()))
-
-
-_patches = _Table()
+_patches: Table[Patch] = Table()
 _notes: list[HookWarning] = []  # what to warn about once the table is consistent and the lock free
 _returning: list[reach.Rebinding] = []  # stand-ins whose last hook left
+_left: list[Patch] = []  # patches whose last hook left, and whose stand-ins may be held by others
 _to_reach: list[Patch] = []  # patches whose other holders are to be rebound
+_held_before: dict[int, set[tuple[int, str]]] = {}  # by identity of a replacement: the globals that had it already
 _changed_classes: list[Any] = []  # classes put at a target's name since the hooks on members last followed
-_import_later: dict[int, bool] = {}  # by the identity of a module's globals, for as long as one change is being made
 _left_behind: list[tuple[str, Hook]] = []  # hooks on members that the class standing there now does not have
 
 
 def begin() -> None:
     """What other modules look like is asked anew."""
-    _import_later.clear()
+    own_modules.forget()
 
 
 def take_notes() -> list[HookWarning]:
@@ -264,7 +240,7 @@ def overrides(hook: Hook) -> list[str]:
 
 
 def _put(target: Target, hook: Hook) -> None:
-    _check_fit(target, hook)
+    check_fit(target, hook)
     patch = find(target)
     if patch is not None and hook.engine_asked not in (engines.ENGINE_AUTO, patch.engine):
         patch = _change_engine(patch, hook)
@@ -339,7 +315,7 @@ def _stand(patch: Patch, hook: Hook) -> None:
             return
         _compose(siblings, hook)
     elif patch.engine != engines.ENGINE_IN_PLACE and patch.hooks == [hook]:
-        _set(patch.target, patch.stand_in, hook)
+        set_attribute(patch.target, patch.stand_in, hook)
 
 
 def _compose(siblings: list[Patch], hook: Hook | None) -> None:
@@ -347,7 +323,7 @@ def _compose(siblings: list[Patch], hook: Hook | None) -> None:
     target = siblings[0].target
     accessors = {patch.target.accessor or "": patch.made.value for patch in siblings if patch.made is not None}
     composed = engines.compose_property(target.raw, accessors)
-    _set(target, composed, hook)
+    set_attribute(target, composed, hook)
     for patch in siblings:
         patch.stand_with(composed)
 
@@ -360,7 +336,7 @@ def swap(older: Hook, newer: Hook) -> None:
     """
     hooked = patches_of(older)
     for patch in hooked:
-        _check_fit(patch.target, newer)
+        check_fit(patch.target, newer)
         if newer.engine_asked not in (engines.ENGINE_AUTO, patch.engine):
             raise TypeError(f"{newer.describe()} asks for the engine {newer.engine_asked!r}, which has changed")
         if not patch.is_class:
@@ -370,28 +346,9 @@ def swap(older: Hook, newer: Hook) -> None:
         refresh(patch)
 
 
-def _fuse(patch: Patch, hooks: list[Hook], prelude: Callable[[], None] | None = None) -> Fused:
+def _fuse(patch: Patch, hooks: list[Hook], prelude: Callable[[], bool] | None = None) -> Fused:
     assert patch.made is not None
     return chain.fuse(patch.made.callee, hooks, prelude=prelude, free_variables=patch.made.free_variables)
-
-
-def _set(target: Target, value: Any, hook: Hook | None) -> None:
-    try:
-        setattr(target.owner, target.attribute, value)
-    except Exception as error:  # a metaclass may refuse in any way it likes
-        what = target.name if hook is None else f"{hook.describe()}: {target.name}"
-        raise TypeError(f"{what} cannot be replaced: {error}") from error
-
-
-def _check_fit(target: Target, hook: Hook) -> None:
-    hook_is_class = isinstance(hook.function, type)
-    if target.kind is TargetKind.CLASS:
-        if hook.type is not HookType.REPLACE or not hook_is_class:
-            raise TypeError(f"{hook.describe()}: {target.name} is a class; it can only be REPLACEd, by a class")
-    elif hook_is_class:
-        raise TypeError(f"{hook.describe()}: {target.name} is a {target.kind.value}; a class cannot replace it")
-    elif target.kind is TargetKind.ABSENT and hook.type is not HookType.REPLACE:
-        raise TypeError(f"{hook.describe()}: {target.name} is None; it cannot be hooked, only REPLACEd")
 
 
 def refresh(patch: Patch) -> None:
@@ -430,38 +387,30 @@ def refresh(patch: Patch) -> None:
                 )
 
 
-def _looking_after_own_modules(patch: Patch, active: list[Hook]) -> Callable[[], None] | None:
-    """A hook's module that imports the target after it was hooked is given the original, before the first call.
+def _looking_after_own_modules(patch: Patch, active: list[Hook]) -> Callable[[], bool] | None:
+    """What the stand-in has to call first, so that a hook's module which imports the target later has the original."""
 
-    Returns what the stand-in has to call first for that, or ``None`` where no such import is written.
-    """
-    if patch.stand_in is patch.original or not any(map(_may_import_later, _own_modules(patch))):
-        return None
+    def imported() -> set[str]:
+        return {patch.target.attribute, *(each.name for each in patch.holders if type(each) is reach.Entry)}
 
-    def look_after() -> None:
-        if lock.acquire(blocking=False):  # not at once possible: then at the next call
+    def done() -> None:
+        if lock.acquire(blocking=False):  # not at once possible: then it stays, and finds nothing
             try:
-                if patch.looking_after is look_after:
+                if patch.looking_after is look_after and patch.made is not None:
                     patch.looking_after = None
-                    _spare_own_modules([patch])
-                    if patch.made is not None:
-                        patch.made.use(_fuse(patch, [hook for hook in active if not hook.disabled]))
+                    patch.made.use(_fuse(patch, [hook for hook in active if not hook.disabled]))
             finally:
                 lock.release()
 
+    if patch.stand_in is patch.original:
+        return None
+    look_after = own_modules.looking_after(_own_modules(patch), patch.stand_in, patch.original, imported, done)
     return look_after
-
-
-def _may_import_later(namespace: dict[str, Any]) -> bool:
-    known = _import_later.get(id(namespace))
-    if known is None:
-        known = _import_later[id(namespace)] = may_import_later(namespace)
-    return known
 
 
 def _own_modules(patch: Patch) -> list[dict[str, Any]]:
     """The globals of the hooks' own modules, but for the target's own."""
-    of_target = _globals_of(patch.target.owner)
+    of_target = raw.namespace(patch.target.owner) if raw.is_module(patch.target.owner) else None
     found = {id(namespace): namespace for hook in patch.hooks if (namespace := hook.own_globals()) is not None}
     return [namespace for namespace in found.values() if namespace is not of_target]
 
@@ -483,11 +432,18 @@ def _stand_class(patch: Patch, winner: Hook | None) -> None:
     if new is old:
         return
     if patch.standing is old:
-        _set(patch.target, new, winner)
+        set_attribute(patch.target, new, winner)
     elif not patch.superseded:
         _report_foreign(patch)
     for holder in patch.holders:
         holder.exchange(old, new)
+    if old is not patch.original:  # who imported it from the target's name
+        others = [other for other in _patches if other is not patch and other.stand_in is old]
+        spared = {entry for other in others for entry in other.entries} | _held_before.get(id(old), set())
+        own = {id(raw.namespace(sys.modules.get(raw.class_module(old))))}
+        _returning.append(reach.Rebinding(old, new, own, name=patch.target.attribute, spared_entries=spared))
+        if not others:
+            _held_before.pop(id(old), None)
     patch.stand_with(None if new is patch.original else new)
     _changed_classes.append(new)
 
@@ -510,12 +466,24 @@ def _rebind() -> None:
         if patch.rebinds and patch.stand_in is not None and id(patch.original) not in patch_of:
             wishes.append(reach.Rebinding(patch.original, patch.stand_in, patch.own_modules))
             patch_of[id(patch.original)] = patch
+            for older in retired.stood_for(patch.original):
+                wishes.append(reach.Rebinding(older, patch.stand_in, patch.own_modules))
+                patch_of[id(older)] = patch
+            if patch.is_class and id(patch.stand_in) not in _held_before:
+                _held_before[id(patch.stand_in)] = set()
+                wishes.append(reach.Rebinding(patch.stand_in, patch.stand_in))
     _spare_own_modules([patch for patch in patch_of.values() if not patch.is_class])
     returning = [wish for wish in _returning if id(wish.old) not in patch_of]
     _returning.clear()
     for wish, holder in reach.rebind([*wishes, *returning]):
-        if id(wish.old) in patch_of:
+        if id(wish.old) in _held_before and wish.old is wish.new and type(holder) is reach.Entry:
+            _held_before[id(wish.old)].add((id(holder.namespace), holder.name))
+        elif id(wish.old) in patch_of:
             patch_of[id(wish.old)].holders.append(holder)
+        else:
+            for patch in _patches:
+                if patch.is_class and patch.stand_in is wish.new:
+                    patch.holders.append(holder)
     reached = [patch for patch in _patches if patch in _to_reach and not patch.superseded]
     _to_reach.clear()
     if reached:
@@ -536,7 +504,10 @@ def unreached(wanted: Iterable[Patch]) -> dict[Patch, list[Holder]]:
     from hookery import held
 
     found = held.find([patch for patch in wanted if not patch.superseded], _made)
-    return {patch: [holder for _, _, holder in places] for patch, places in found.items()}
+    return {
+        patch: [*(holder for _, _, holder in places), *held.in_chains(patch, _patches)]
+        for patch, places in found.items()
+    }
 
 
 def _follow(classes: list[Any]) -> bool:
@@ -546,7 +517,7 @@ def _follow(classes: list[Any]) -> bool:
     for patch in all_patches():
         if patch.superseded or isinstance(patch.target.owner, types.ModuleType):
             continue
-        movers = [hook for hook in patch.hooks if _leads_elsewhere(hook.place, patch.target.owner, classes)]
+        movers = [hook for hook in patch.hooks if leads_elsewhere(hook.place, patch.target.owner, classes)]
         if movers:
             homeless.extend((hook.place, hook) for hook in movers)
             remove(patch, movers)
@@ -565,17 +536,6 @@ def _follow(classes: list[Any]) -> bool:
             hook.state, hook.detail = HookState.MISSED, str(error)
             _left_behind.append((name, hook))
     return bool(homeless)
-
-
-def _leads_elsewhere(place: str, owner: Any, classes: list[Any]) -> bool:
-    """Whether a member's name leads through one of ``classes`` now, to another owner than ``owner``."""
-    module, _, qualname = place.partition(":")
-    step: Any = sys.modules.get(module)
-    changed = False
-    for part in owner_path(qualname):
-        step = vars(step).get(part) if hasattr(step, "__dict__") else None
-        changed |= any(step is new for new in classes)
-    return changed and step is not owner
 
 
 def remove(patch: Patch, hooks: list[Hook]) -> None:
@@ -611,12 +571,25 @@ def _restore(patch: Patch) -> None:
         setattr(target.owner, target.attribute, patch.original)
     for holder in patch.holders:
         holder.exchange(patch.stand_in, patch.original)
-    if patch.deep:
-        from hookery import held
-
-        held.give_back(patch, _made)
+    if not target.inherited:
+        retired.retire(patch.original, patch.stand_in)
+        _left.append(patch)
     if patch.rebinds or patch.original is None:
         _returning.append(reach.Rebinding(patch.stand_in, patch.original))
+
+
+def take_left() -> list[Patch]:
+    """The patches whose last hook left and whose stand-ins somebody still seems to have, other than module globals."""
+    left = [patch for patch in _left if patch.is_property or retired.references(patch.stand_in) > patch.references]
+    _left.clear()
+    return left
+
+
+def give_back(left: list[Patch]) -> None:
+    """Whoever was given, or has taken, the stand-ins of patches whose last hook left gets the originals."""
+    from hookery import held
+
+    held.give_back(left, _made)
 
 
 def _report_foreign(patch: Patch) -> None:
@@ -626,7 +599,3 @@ def _report_foreign(patch: Patch) -> None:
             " that patch is left alone, and what hookery put there passes straight through"
         )
     )
-
-
-def _globals_of(owner: Any) -> dict[str, Any] | None:
-    return vars(owner) if isinstance(owner, types.ModuleType) else None

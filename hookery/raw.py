@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 _type_namespace: Any = type.__dict__["__dict__"]
 _type_mro: Any = type.__dict__["__mro__"]
@@ -91,6 +91,11 @@ def namespace(thing: object) -> dict[str, Any] | None:
 
 def _plain(namespace: Any) -> dict[str, Any] | None:
     return namespace if type(namespace) is dict else None
+
+
+def attributes(holder: object) -> Mapping[str, Any]:
+    """What a module or a class has bound itself."""
+    return class_namespace(cast("type", holder)) if is_class(holder) else namespace(holder) or {}
 
 
 def slots(thing: object) -> Iterator[tuple[str, Any]]:

@@ -10,12 +10,32 @@ import sys
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from hookery import raw
+
 
 class Rebinding:
-    """A wish: wherever ``old`` is found, ``new`` shall stand, except in the modules whose globals are spared."""
+    """A wish: wherever ``old`` is found, ``new`` shall stand, except in the modules whose globals are spared and in
+    single entries that are: a module's globals, by identity, and a name in them. ``name`` is the only one that counts
+    if it is given."""
 
-    def __init__(self, old: Any, new: Any, spared_globals: Collection[int] = ()) -> None:
-        self.old, self.new, self.spared_globals = old, new, spared_globals
+    def __init__(
+        self,
+        old: Any,
+        new: Any,
+        spared_globals: Collection[int] = (),
+        *,
+        name: str | None = None,
+        spared_entries: Collection[tuple[int, str]] = (),
+    ) -> None:
+        self.old, self.new = old, new
+        self.spared_globals, self.spared_entries, self.name = spared_globals, spared_entries, name
+
+    def applies_to(self, namespace: dict[str, Any], name: str) -> bool:
+        """Whether what ``name`` holds in the globals ``namespace`` is not spared."""
+        if self.name is not None and name != self.name:
+            return False
+        spared = id(namespace) in self.spared_globals or (id(namespace), name) in self.spared_entries
+        return not (spared or is_internal(name))
 
 
 class Holder:
@@ -63,18 +83,20 @@ def rebind(wishes: Iterable[Rebinding]) -> list[tuple[Rebinding, Holder]]:
     if not by_identity:
         return done
     for module_name, module in sys.modules.copy().items():
-        try:
-            namespace = object.__getattribute__(module, "__dict__")
-        except AttributeError:  # an entry of sys.modules need not be a module
-            continue
-        if type(namespace) is not dict or not _holds_any(namespace, identities):
+        namespace = raw.namespace(module)  # an entry of sys.modules need not be a module
+        if namespace is None or not _holds_any(namespace, identities):
             continue
         for name, value in namespace.copy().items():
             wish = by_identity.get(id(value))
-            if wish is not None and value is wish.old and id(namespace) not in wish.spared_globals:
+            if wish is not None and value is wish.old and wish.applies_to(namespace, name):
                 namespace[name] = wish.new
                 done.append((wish, Entry(f"{module_name}.{name}", name, namespace)))
     return done
+
+
+def is_internal(name: Any) -> bool:
+    """Whether it is a name under which a function hooked in place finds its hooks, in the globals of its module."""
+    return type(name) is str and name.startswith("__hookery_")
 
 
 def _holds_any(namespace: dict[str, Any], identities: frozenset[int]) -> bool:

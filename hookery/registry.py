@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextvars
 import os
 import sys
-import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +28,8 @@ from hookery.hooks import (
     MissedHookWarning,
     TargetNotFoundError,
 )
+from hookery.lazies import LazyWatcher
+from hookery.sameness import is_same, options, plain
 from hookery.targets import Pending, Target, TargetKind, again, resolve, validate_name
 from hookery.versions import check_specifier, check_versions_are_known, outside_versions
 
@@ -125,10 +126,10 @@ class HookRegistry:
             new = Hook(target, hook, hook_type, source, priority, _next_order(), reason, counted)
             new.engine_asked, new.on_error, new.versions = engine, on_error, versions
             new.subclasses = subclasses
-            older = next((other for other in self._hooks if _is_same(other, new)), None)
+            older = next((other for other in self._hooks if is_same(other, new)), None)
             if older is not None and older.state is not HookState.REVERTED and older.function is hook:
-                if _options(older) != _options(new):
-                    known = " and ".join(f"{name} {value!r}" for name, value in _options(older).items())
+                if options(older) != options(new):
+                    known = " and ".join(f"{name} {value!r}" for name, value in options(older).items())
                     raise ValueError(
                         f"{older.describe()} is registered already, with {known}; revert it first to change them"
                     )
@@ -179,10 +180,11 @@ class HookRegistry:
         eager: bool = False,
         reach: Reach = "globals",
         completed: str | None = None,
+        made: tuple[str, str] | None = None,
     ) -> list[Failure]:
         """Like :meth:`apply_hooks`, but returns what failed, by source, instead of raising.
 
-        ``completed`` is the module whose import is calling.
+        ``completed`` is the module whose import is calling, ``made`` a package and the attribute that it has just made.
         """
         if reach not in ("globals", "deep"):
             raise ValueError(f"reach is {reach!r}; it must be 'globals' or 'deep'")
@@ -203,7 +205,8 @@ class HookRegistry:
             if skips is not None:
                 self._still_waits(hook, HookState.SKIPPED, skips)
                 continue
-            outcome = self._resolve(hook, notes, eager=eager, completed=completed)
+            is_made = made is not None and (hook.waits_for, hook.waits_for_attribute) == made
+            outcome = self._resolve(hook, notes, eager=eager or is_made, completed=completed)
             if isinstance(outcome, Target):
                 resolved.append((hook, outcome))
             elif isinstance(outcome, Exception) and (strict or not isinstance(outcome, TargetNotFoundError)):
@@ -241,10 +244,12 @@ class HookRegistry:
             if resolved or subclasses_hooked or completed is None:
                 patches.settle()
             watch_imports()
+            left = patches.take_left()
             notes += patches.take_notes()
+        _give_back(left)
         if strict:  # the caller hears of it as an error
             notes = [note for note in notes if not isinstance(note, MissedHookWarning)]
-        _warn(notes, inside_import=completed is not None)
+        _warn(notes, inside_import=completed is not None or made is not None)
         return failures
 
     def _resolve(
@@ -263,15 +268,17 @@ class HookRegistry:
         except Exception as error:  # noqa: BLE001  (an eager import runs other people's code; the caller reports it)
             return error
         if isinstance(outcome, Pending):
-            self._still_waits(hook, HookState.PENDING, outcome.why, outcome.module)
+            self._still_waits(hook, HookState.PENDING, outcome.why, outcome)
             return None
         return outcome
 
     @staticmethod
-    def _still_waits(hook: Hook, state: HookState, why: str, waits_for: str | None = None) -> None:
+    def _still_waits(hook: Hook, state: HookState, why: str, waits_for: Pending | None = None) -> None:
         with patches.lock:
             if hook.state in _WAITING:  # else another thread has applied it or taken it back meanwhile
-                hook.state, hook.detail, hook.waits_for = state, why, waits_for
+                hook.state, hook.detail = state, why
+                hook.waits_for = waits_for.module if waits_for else None
+                hook.waits_for_attribute = waits_for.attribute if waits_for else None
 
     def revert(self, target: str | None = None, source: HookSource | str | None = None) -> None:
         """Take hooks back, in any order: those on ``target``, those of ``source``, both, or all.
@@ -303,7 +310,8 @@ class HookRegistry:
             for hook in chosen:
                 hook.state, hook.detail = HookState.REVERTED, ""
             self._after_removal()
-            notes = patches.take_notes()
+            left, notes = patches.take_left(), patches.take_notes()
+        _give_back(left)
         _warn(notes)
 
     def _after_removal(self) -> None:
@@ -328,6 +336,8 @@ class HookRegistry:
             self._take_off(gone)
             self._hooks = [hook for hook in self._hooks if hook not in gone]
             self._after_removal()
+            left = patches.take_left()
+        _give_back(left)
 
     def applied_hooks(self, *, unreached: bool = False) -> list[HookRecord]:
         """Every hook of this registry, in the order of registration, as it stands now.
@@ -472,31 +482,15 @@ def _class_depth(target: Target) -> tuple[bool, int]:
     return (not is_class, target.qualname.count(".") if is_class else 0)
 
 
-def _options(hook: Hook) -> dict[str, Any]:
-    """What a second registration of the same hook has to agree with."""
-    return {
-        "priority": hook.priority,
-        "engine": hook.engine_asked,
-        "on_error": hook.on_error,
-        "reason": hook.reason,
-        "versions": hook.versions,
-        "subclasses": hook.subclasses,
-    }
-
-
 def _one_of(choices: tuple[str, ...]) -> str:
     return f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
 
 
-def _plain(target: str) -> str:
-    return target.replace(":", ".")
-
-
 def _names(hook: Hook, target: str) -> bool:
     """Whether ``target`` is a name of what the hook is on."""
-    if _plain(hook.target) == _plain(target):
+    if plain(hook.target) == plain(target):
         return True
-    return any(_plain(patch.target.name) == _plain(target) for patch in patches.patches_of(hook))
+    return any(plain(patch.target.name) == plain(target) for patch in patches.patches_of(hook))
 
 
 def _place(target: str) -> Target | None:
@@ -508,25 +502,6 @@ def _place(target: str) -> Target | None:
     return found if isinstance(found, Target) else None
 
 
-def _is_same(one: Hook, other: Hook) -> bool:
-    """Whether two registrations are one hook: the same object, or one importable function that was made again."""
-    if _plain(one.target) != _plain(other.target) or one.type is not other.type:
-        return False
-    if one.function is other.function:
-        return True
-    name = _importable_name(one.function)
-    return name is not None and name == _importable_name(other.function)
-
-
-def _importable_name(function: HookFunction) -> tuple[str, str] | None:
-    if not isinstance(function, (types.FunctionType, type)):
-        return None
-    name = function.__qualname__
-    if "<locals>" in name or "<lambda>" in name:
-        return None
-    return ("__main__" if function.__module__ == "__mp_main__" else function.__module__, name)
-
-
 def _on_executed(module: str) -> None:
     """Called inside the import of ``module``, right after its code has run: apply what waited for it."""
     with patches.lock:
@@ -535,12 +510,28 @@ def _on_executed(module: str) -> None:
         for registry in live:
             registry.reapply(orphans, module)
     for registry in live:
-        failures = registry.apply_pending(completed=module)
-        notes = [
-            HookWarning(f"hooks of {source} were taken back while {module} was imported: {error}")
-            for source, error in failures
-        ]
-        _warn(notes, inside_import=True)
+        _report(registry.apply_pending(completed=module), f"while {module} was imported")
+
+
+def _on_made(package: str, attribute: str) -> None:
+    """Called when the lazy ``package`` was asked for ``attribute``, before it answers: apply what waited for that."""
+    with patches.lock:
+        live = list(_registries)
+    for registry in live:
+        _report(registry.apply_pending(made=(package, attribute)), f"when {package} made {attribute!r}")
+
+
+def _report(failures: list[Failure], when: str) -> None:
+    notes = [HookWarning(f"hooks of {source} were taken back {when}: {error}") for source, error in failures]
+    _warn(notes, inside_import=True)
+
+
+def _give_back(left: list[patches.Patch]) -> None:
+    if left:
+        from hookery import held  # noqa: F401  (before the lock is taken)
+
+        with patches.lock:
+            patches.give_back(left)
 
 
 def _warn(notes: list[HookWarning], *, inside_import: bool = False) -> None:
@@ -555,15 +546,22 @@ def _warn(notes: list[HookWarning], *, inside_import: bool = False) -> None:
 
 
 _watcher = ImportWatcher(_on_executed)
+_lazy_watcher = LazyWatcher(_on_made)
 
 
 def watch_imports() -> None:
-    """Watch the modules that pending targets wait for, and those of applied ones (a reload has to hook them again)."""
+    """Watch the modules that pending targets wait for, and those of applied ones (a reload has to hook them again); and
+    the attributes of lazy packages that are waited for."""
     modules = {patch.target.module for patch in patches.all_patches()}
     for registry in list(_registries):
         for target in registry.live_targets():
             modules.update(modules_to_watch(target))
     _watcher.watch(frozenset(modules))
+    attributes: dict[str, set[str]] = {}
+    for hook in (hook for registry in list(_registries) for hook in registry._hooks):
+        if hook.state is HookState.PENDING and hook.waits_for and hook.waits_for_attribute:
+            attributes.setdefault(hook.waits_for, set()).add(hook.waits_for_attribute)
+    _lazy_watcher.watch(attributes)
 
 
 @dataclass(frozen=True)

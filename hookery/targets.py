@@ -11,13 +11,15 @@ import enum
 import functools
 import importlib
 import importlib.util
+import itertools
 import pkgutil
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+from hookery import raw
 from hookery.hooks import TargetNotFoundError
 
 
@@ -141,10 +143,12 @@ def _call_nothing(name: str, *args: Any, **kwargs: Any) -> Any:
 
 @dataclass(frozen=True)
 class Pending:
-    """A target that cannot be resolved yet. ``module`` is what has to be imported, ``why`` says it in words."""
+    """A target that cannot be resolved yet. ``module`` is what has to be imported, ``why`` says it in words;
+    ``attribute`` is what it waits for where the module is imported and makes attributes when they are asked for."""
 
     module: str
     why: str
+    attribute: str | None = None
 
 
 def validate_name(name: str) -> str:
@@ -187,9 +191,10 @@ def resolve(name: str, *, eager: bool = False, completed: str | None = None) -> 
     if isinstance(split, Pending):
         return split
     module_name, module, parts = split
-    if parts[0] not in vars(module) and not eager and _is_lazy(module):
-        return Pending(module_name, f"{module_name} has not bound {parts[0]!r} yet (it is a lazy attribute)")
-    real_name = getattr(module, "__name__", None)
+    if parts[0] not in _names(module) and not eager and _is_lazy(module):
+        why = f"{module_name} has not bound {parts[0]!r} yet (it is a lazy attribute)"
+        return Pending(module_name, why, parts[0])
+    real_name = _names(module).get("__name__")
     if sys.modules.get(real_name or "") is module:
         module_name = str(real_name)  # posixpath, for os.path: a reload of the module goes by that name
     if len(parts) > 2 and parts[-1] in ACCESSORS:
@@ -215,9 +220,28 @@ def owner_path(qualname: str) -> list[str]:
     return parts[:-2] if len(parts) > 2 and parts[-1] in ACCESSORS else parts[:-1]
 
 
+def leads_elsewhere(place: str, owner: Any, classes: list[Any]) -> bool:
+    """Whether a member's name leads through one of ``classes`` now, to another owner than ``owner``."""
+    module, _, qualname = place.partition(":")
+    step: Any = sys.modules.get(module)
+    changed = False
+    for part in owner_path(qualname):
+        step = raw.attributes(step).get(part)
+        changed |= any(step is new for new in classes)
+    return changed and step is not owner
+
+
 def _is_lazy(module: types.ModuleType) -> bool:
     """Whether the module makes attributes when they are asked for: by its own ``__getattr__`` or its class's."""
-    return "__getattr__" in vars(module) or any("__getattr__" in vars(base) for base in type(module).__mro__)
+    if "__getattr__" in _names(module):
+        return True
+    bases = itertools.takewhile(lambda base: base not in (types.ModuleType, object), raw.mro(type(module)))
+    return any({"__getattr__", "__getattribute__"} & raw.class_namespace(base).keys() for base in bases)
+
+
+def _names(module: Any) -> dict[str, Any]:
+    """What a module has bound, without asking it."""
+    return raw.namespace(module) or {}
 
 
 def _split(name: str, *, eager: bool, completed: str | None) -> tuple[str, types.ModuleType, list[str]] | Pending:
@@ -226,7 +250,9 @@ def _split(name: str, *, eager: bool, completed: str | None) -> tuple[str, types
     parts = module_name.split(".")
     if colon:
         found = _import_or_wait(name, module_name, eager=eager, completed=completed)
-        return found if isinstance(found, Pending) else (module_name, found, qualname.split("."))
+        if type(found) is Pending:  # a module may be lazy: it is not asked what it is
+            return found
+        return module_name, cast("types.ModuleType", found), qualname.split(".")
     module_name, taken = parts[0], 1
     while True:
         submodule_name = f"{module_name}.{parts[taken]}"
@@ -236,14 +262,16 @@ def _split(name: str, *, eager: bool, completed: str | None) -> tuple[str, types
             module_name, taken = submodule_name, taken + 1  # whether the parent's own body has finished matters not
             continue
         found = _import_or_wait(name, module_name, eager=eager, completed=completed)
-        if isinstance(found, Pending):
+        if type(found) is Pending:
             # An attribute may stand in a package whose body has not finished, so that is what the target waits for.
             return found
+        found = cast("types.ModuleType", found)
         if not more:
             return module_name, found, parts[taken:]
-        value = vars(found).get(parts[taken])
-        if isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value:
-            submodule_name = value.__name__  # a module under another name, such as os.path
+        value = _names(found).get(parts[taken])
+        known_as = str(_names(value).get("__name__")) if raw.is_module(value) else ""
+        if known_as and sys.modules.get(known_as) is value:
+            submodule_name = known_as  # a module under another name, such as os.path
         elif value is not None or not _has_spec(found, submodule_name):
             return module_name, found, parts[taken:]
         module_name, taken = submodule_name, taken + 1
@@ -267,7 +295,7 @@ def _import_or_wait(name: str, module_name: str, *, eager: bool, completed: str 
         elif not _spec_exists(module_name):
             raise _not_found(name, leaf, parent)
         return Pending(module_name, f"{module_name} is not imported yet")
-    spec = getattr(module, "__spec__", None)
+    spec = _names(module).get("__spec__")
     if module_name != completed and getattr(spec, "_initializing", False):
         return Pending(module_name, f"{module_name} is being imported")
     return module
@@ -285,7 +313,7 @@ def _first_missing(module_name: str) -> str | None:
 
 
 def _has_spec(package: types.ModuleType, submodule_name: str) -> bool:
-    return hasattr(package, "__path__") and _spec_exists(submodule_name)
+    return "__path__" in _names(package) and _spec_exists(submodule_name)
 
 
 def _spec_exists(module_name: str) -> bool:
@@ -314,27 +342,27 @@ def _at(name: str, module_name: str, parts: list[str], owner: Any) -> Target:
     attribute, accessor = parts[-1], None
     inherited = False
     if isinstance(owner, types.ModuleType):
-        if attribute not in vars(owner) and not hasattr(owner, attribute):
+        if attribute not in _names(owner) and not hasattr(owner, attribute):
             raise _not_found(name, attribute, owner.__name__, _names_in(owner))
-        raw = vars(owner)[attribute] if attribute in vars(owner) else getattr(owner, attribute)
+        found = _names(owner)[attribute] if attribute in _names(owner) else getattr(owner, attribute)
     else:
         if len(parts) > 2 and attribute in ACCESSORS and isinstance(_along_mro(owner, parts[-2])[1], property):
             attribute, accessor = parts[-2], attribute
-        holder, raw = _along_mro(owner, attribute)
+        holder, found = _along_mro(owner, attribute)
         if holder is None:
             where = ".".join([module_name, *parts[:-1]])
             raise _not_found(name, attribute, where, _names_in(owner))
         inherited = holder is not owner
-    kind = _kind(name, owner, raw)
+    kind = _kind(name, owner, found)
     if kind is TargetKind.PROPERTY:
         accessor = accessor or "fget"
-        if getattr(raw, accessor) is None:
-            present = [each for each in ACCESSORS if getattr(raw, each) is not None]
+        if getattr(found, accessor) is None:
+            present = [each for each in ACCESSORS if getattr(found, each) is not None]
             where = ".".join([module_name, *owner_path(".".join(parts)), attribute])
             raise _not_found(name, accessor, where, present, hint=f"; the property has {', '.join(present) or 'none'}")
         if accessor == "fget":  # pkg.mod.Class.p and pkg.mod.Class.p.fget are one target
             parts = [*owner_path(".".join(parts)), attribute]
-    return Target(module_name, ".".join(parts), owner, attribute, raw, kind, inherited, accessor)
+    return Target(module_name, ".".join(parts), owner, attribute, found, kind, inherited, accessor)
 
 
 def again(target: Target) -> Target:
@@ -372,8 +400,8 @@ def _kind(name: str, owner: Any, raw: Any) -> TargetKind:
 
 def _names_in(holder: Any) -> Iterator[str]:
     if isinstance(holder, types.ModuleType):
-        yield from vars(holder)
-        for info in pkgutil.iter_modules(getattr(holder, "__path__", None) or []):
+        yield from _names(holder)
+        for info in pkgutil.iter_modules(_names(holder).get("__path__") or []):
             yield info.name
     else:
         yield from dir(holder)

@@ -227,6 +227,22 @@ class TestMembers:
         assert original().sell("tea") == "TILL TEA"
 
 
+def test_who_imports_the_replacement_from_the_targets_name_follows_the_name(
+    modules: Modules, shop: types.ModuleType, registry: HookRegistry
+) -> None:
+    original = shop.Till
+    plug = modules.load("plug", "class New: ...\nclass Newer: ...")
+    registry.register("shop.Till", plug.New, HookType.REPLACE)
+    registry.apply_hooks()
+    client = modules.load("client", "from shop import Till\nfrom plug import New")
+    registry.register("shop.Till", plug.Newer, HookType.REPLACE, priority=1)
+    with pytest.warns(HookWarning, match="wins over"):
+        registry.apply_hooks()
+    assert (client.Till, client.New) == (plug.Newer, plug.New)
+    registry.revert()
+    assert (client.Till, client.New) == (original, plug.New)
+
+
 def test_existing_subclasses_keep_the_original_class(shop: types.ModuleType, registry: HookRegistry) -> None:
     registry.register("shop.Till", NewTill, HookType.REPLACE)
     registry.apply_hooks()

@@ -370,12 +370,65 @@ class TestLazyPackages:
         assert "'Till'" in hook.detail
         assert "lazy" in hook.detail
 
-    def test_once_the_attribute_is_bound_the_next_apply_hooks_it(
+    @pytest.mark.parametrize("name", ["store.Till.sell", "store:Till.sell"])
+    def test_who_asks_for_the_attribute_first_gets_it_hooked(
+        self, store: types.ModuleType, registry: HookRegistry, name: str
+    ) -> None:
+        registry.register(name, shout, HookType.AFTER)
+        registry.apply_hooks()
+        assert store.Till().sell("tea") == "TEA"
+
+    def test_who_asks_first_gets_what_replaces_it(self, store: types.ModuleType, registry: HookRegistry) -> None:
+        class NewTill: ...
+
+        registry.register("store.Till", NewTill, HookType.REPLACE)
+        registry.apply_hooks()
+        assert store.Till is NewTill
+        registry.revert()
+        assert store.Till is sys.modules["store.till"].Till
+
+    def test_another_attribute_and_one_that_there_is_not_are_answered_as_before(
         self, store: types.ModuleType, registry: HookRegistry
     ) -> None:
+        hook = registry.register("store.Till.sell", shout, HookType.AFTER)
+        registry.apply_hooks()
+        with pytest.raises(AttributeError):
+            _ = store.Nothing
+        assert hook.state is HookState.PENDING
+
+    @pytest.mark.parametrize("by", ["revert", "asking"])
+    def test_once_nobody_waits_the_package_is_as_it_was(
+        self, store: types.ModuleType, registry: HookRegistry, by: str
+    ) -> None:
+        before = (vars(store).get("__getattr__"), type(store))
         registry.register("store.Till.sell", shout, HookType.AFTER)
         registry.apply_hooks()
-        assert store.Till().sell("tea") == "tea"
+        assert (vars(store).get("__getattr__"), type(store)) != before
+        if by == "revert":
+            registry.revert()
+        else:
+            _ = store.Till
+        assert (vars(store).get("__getattr__"), type(store)) == before
+
+    def test_a_hook_that_does_not_fit_what_was_made_warns_and_the_asker_gets_it(
+        self, store: types.ModuleType, registry: HookRegistry
+    ) -> None:
+        registry.register("store.Till", shout, HookType.AFTER)
+        registry.apply_hooks()
+        with pytest.warns(HookWarning, match="when store made 'Till'"):
+            assert store.Till().sell("tea") == "tea"
+
+    def test_a_package_that_keeps_nothing_is_hooked_too(self, modules: Modules, registry: HookRegistry) -> None:
+        modules.write(
+            store__init="""
+            def __getattr__(name):
+                import importlib
+                return getattr(importlib.import_module("store.till"), name)
+            """,
+            store__till="class Till:\n    def sell(self, item): return item",
+        )
+        store = modules.load("store")
+        registry.register("store.Till.sell", shout, HookType.AFTER)
         registry.apply_hooks()
         assert store.Till().sell("tea") == "TEA"
 
@@ -396,10 +449,14 @@ class TestLazyPackages:
         registry.apply_hooks()
         assert "store.till" not in sys.modules
 
-    def test_a_module_loaded_lazily_by_the_standard_library(self, modules: Modules, registry: HookRegistry) -> None:
+    @pytest.mark.parametrize("hooked", ["before", "after"])
+    def test_a_module_loaded_lazily_by_the_standard_library(
+        self, modules: Modules, registry: HookRegistry, hooked: str
+    ) -> None:
         modules.write(shop="import sys\nsys.modules['awake'] = 1\n" + PRICE)
-        registry.register("shop.price", shout, HookType.AFTER)
-        registry.apply_hooks()
+        if hooked == "before":
+            registry.register("shop.price", shout, HookType.AFTER)
+            registry.apply_hooks()
         spec = importlib.util.find_spec("shop")
         assert spec is not None
         assert spec.loader is not None
@@ -407,6 +464,9 @@ class TestLazyPackages:
         shop = importlib.util.module_from_spec(spec)
         sys.modules["shop"] = shop
         spec.loader.exec_module(shop)
+        if hooked == "after":
+            registry.register("shop.price", shout, HookType.AFTER)
+            registry.apply_hooks()
         try:
             assert "awake" not in sys.modules
             assert shop.price("tea") == "TEA"

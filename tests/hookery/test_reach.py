@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import types
 from typing import Any
@@ -147,6 +148,60 @@ class TestOwnModule:
         assert (shop.price("tea"), client.price("tea")) == ("TEA", "TEA")
         assert plug.original("tea") == "tea"
 
+    def test_nor_does_one_whose_module_imports_it_when_the_target_was_called_already(
+        self, modules: Modules, shop: types.ModuleType, registry: HookRegistry
+    ) -> None:
+        plug = modules.load(
+            "plug",
+            """
+            def original(item): return "none"
+            def import_now():
+                global original
+                from shop import price as original
+            def louder(item): return original(item).upper()
+            """,
+        )
+        registry.register("shop.price", plug.louder, HookType.REPLACE)
+        registry.apply_hooks()
+        assert shop.price("tea") == "NONE"
+        for _ in range(2):
+            plug.import_now()
+            assert shop.price("tea") == "TEA"
+            assert plug.original("tea") == "tea"
+
+    @pytest.mark.parametrize("engine", ["generated", "wrapt"])
+    @pytest.mark.parametrize("kind", ["function", "coroutine", "generator"])
+    def test_nor_does_one_that_imports_it_while_it_runs(
+        self, modules: Modules, registry: HookRegistry, engine: str, kind: str
+    ) -> None:
+        before, answer, call = {
+            "function": ("def", "return", "original(item)"),
+            "coroutine": ("async def", "return", "await original(item)"),
+            "generator": ("def", "yield", "next(original(item))"),
+        }[kind]
+        modules.write(
+            shop=f"{before} price(item): {answer} item",
+            plug=f"""
+            original = None
+            {before} louder(item):
+                global original
+                if original is None:
+                    from shop import price as original
+                {answer} ({call}) + "!"
+            """,
+        )
+        shop, plug = modules.load("shop"), modules.load("plug")
+        registry.register("shop.price", plug.louder, HookType.REPLACE, engine=engine)
+        registry.apply_hooks()
+
+        def ask() -> Any:
+            asked = shop.price("tea")
+            if kind == "coroutine":
+                return asyncio.run(asked)
+            return next(asked) if kind == "generator" else asked
+
+        assert [ask(), ask()] == ["tea!", "tea!"]
+
     def test_so_it_is_in_a_script_that_imports_its_target_after_loading_plugins(self, modules: Modules) -> None:
         modules.write(shop="def price(item): return item")
         out = run_python(
@@ -255,6 +310,113 @@ class TestOwnModule:
         registry.apply_hooks()
         assert shop.ask() == "TEA"
         assert shop.ask() == "TEA"
+
+
+class TestNobodysCodeRuns:
+    """Applying, listing and taking back look at everything that is loaded, and wake none of it."""
+
+    @pytest.fixture
+    def asked(self) -> list[str]:
+        return []
+
+    @pytest.fixture(params=["module", "other"])
+    def touchy(self, request: pytest.FixtureRequest, asked: list[str]) -> Any:
+        """Something in `sys.modules` that reports whoever looks at it in the ordinary way."""
+
+        def report(self: Any, name: str = "__dict__") -> Any:
+            asked.append(name)
+            raise RuntimeError("outside of a context")
+
+        base = types.ModuleType if request.param == "module" else object
+        made: Any = type("Touchy", (base,), {"__dict__": property(report), "__getattr__": report})
+        return made("touchy") if base is types.ModuleType else made()
+
+    @pytest.mark.parametrize("reach", ["globals", "deep"])
+    def test_of_what_lies_in_sys_modules(
+        self,
+        shop: types.ModuleType,
+        registry: HookRegistry,
+        monkeypatch: pytest.MonkeyPatch,
+        touchy: Any,
+        asked: list[str],
+        reach: Any,
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "touchy", touchy)
+        registry.register("shop.price", shout, HookType.AFTER)
+        registry.register("touchy.f", shout, HookType.AFTER)
+        registry.apply_hooks(reach=reach)
+        registry.problems()
+        assert shop.price("tea") == "TEA"
+        registry.revert()
+        assert asked == []
+
+    def test_of_a_module_whose_namespace_is_hidden_its_globals_are_rebound(
+        self, shop: types.ModuleType, registry: HookRegistry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Hidden(types.ModuleType):
+            @property
+            def __dict__(self) -> Any:
+                return {}
+
+        hidden = Hidden("hidden")
+        hidden.price = shop.price
+        monkeypatch.setitem(sys.modules, "hidden", hidden)
+        registry.register("shop.price", shout, HookType.AFTER)
+        registry.apply_hooks()
+        assert hidden.price is shop.price
+
+    def test_of_what_a_hooks_own_module_holds(
+        self, modules: Modules, shop: types.ModuleType, registry: HookRegistry, asked: list[str]
+    ) -> None:
+        class Lazy:
+            @property
+            def __class__(self) -> Any:
+                asked.append("__class__")
+                return dict
+
+        class Meta(type):
+            def __getattribute__(cls, name: str) -> Any:
+                asked.append(name)
+                return super().__getattribute__(name)
+
+        plug = modules.load("plug", "def louder(result, item): return result.upper()")
+        strange = Meta("Strange", (), {})
+        asked.clear()
+        vars(plug).update(lazy=Lazy(), Strange=strange)
+        registry.register("shop.price", plug.louder, HookType.AFTER)
+        registry.apply_hooks(reach="deep")
+        registry.problems()
+        registry.revert()
+        assert asked == []
+
+
+class TestHookedHooks:
+    """A hook's function may be hooked itself."""
+
+    PLUG = "def louder(result, item): return result.upper()"
+
+    def test_before_it_is_registered_its_hooks_run_with_it(
+        self, modules: Modules, shop: types.ModuleType, registry: HookRegistry
+    ) -> None:
+        plug = modules.load("plug", self.PLUG)
+        registry.register("plug.louder", lambda result, *args: result + "!", HookType.AFTER)
+        registry.apply_hooks()
+        registry.register("shop.price", plug.louder, HookType.AFTER)
+        registry.apply_hooks()
+        assert shop.price("tea") == "TEA!"
+
+    @pytest.mark.parametrize("engine", ["generated", "wrapt", "inplace"])
+    def test_afterwards_the_chain_that_goes_past_them_is_named(
+        self, modules: Modules, shop: types.ModuleType, registry: HookRegistry, engine: str
+    ) -> None:
+        plug = modules.load("plug", self.PLUG)
+        registry.register("shop.price", plug.louder, HookType.AFTER, engine=engine)
+        registry.apply_hooks()
+        registry.register("plug.louder", lambda result, *args: result + "!", HookType.AFTER)
+        registry.apply_hooks()
+        assert shop.price("tea") == "TEA"
+        assert registry.unreached() == {"plug.louder": ["the hooks of shop:price"]}
+        assert registry.explain("plug.louder").rebound == ()
 
 
 @pytest.mark.parametrize("value", ["0", "''", "True", "()"])

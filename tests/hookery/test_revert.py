@@ -346,6 +346,10 @@ def snapshot(*holders: Any) -> list[tuple[int, str, int]]:
             if name.startswith("__"):
                 continue
             found.append((id(holder), name, id(value)))
+            if isinstance(value, dict):
+                found += [(id(value), key, id(held)) for key, held in value.items()]
+            if isinstance(value, types.FunctionType):
+                found += [(id(value), "default", id(held)) for held in value.__defaults__ or ()]
             if isinstance(value, type):
                 found += [(id(value), n, id(v)) for n, v in vars(value).items() if not n.startswith("__")]
     return sorted(found)
@@ -365,7 +369,8 @@ class SubTill(Till):
     def extra(self, item): return item
 """,
     "law_pkg": "from law_shop import price, cost, Till",
-    "law_client": "from law_shop import price as bought\nfrom law_pkg import cost, SubTill as Sub\n",
+    "law_client": "from law_shop import price as bought\nfrom law_pkg import cost, SubTill as Sub\n"
+    "from law_shop import price, Till\nTABLE = {'price': price, 'cost': cost}\ndef ask(f=price): return f\n",
 }
 FUNCTION_TARGETS = [
     "law_shop.price",
@@ -492,9 +497,15 @@ class Lifecycle(RuleBasedStateMachine):
             first.target, self.functions[number], first.type, priority=first.priority, source=HookSource("twin")
         )
 
-    @rule(registry=st.integers(0, 2))
-    def apply(self, registry: int) -> None:
-        self.registries[registry].apply_hooks()
+    @rule(registry=st.integers(0, 2), reach=st.sampled_from(["globals", "deep"]))
+    def apply(self, registry: int, reach: Any) -> None:
+        self.registries[registry].apply_hooks(reach=reach)
+
+    @rule(name=st.sampled_from(["price", "cost", "Till"]))
+    def somebody_imports(self, name: str) -> None:
+        exec(f"from law_shop import {name}", vars(self.modules["law_client"]))
+        if name != "Till":
+            exec(f"TABLE[{name!r}] = law_shop.{name}", {**vars(self.modules["law_client"]), **self.modules})
 
     @rule(registry=st.integers(0, 2), fails=st.sampled_from(["law_shop.absent_too", "law_shop.Till"]))
     def apply_with_a_failing_source(self, registry: int, fails: str) -> None:
