@@ -27,9 +27,11 @@ PACKAGES = (
     "wrapt>=1.16",
     "packaging>=23",
     "pytest>=8.3",
+    "cloudpickle>=3",
     "hypothesis>=6.100",
     "pytest-mock>=3.14",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "setuptools>=77",
 )
 Version = tuple[int, int]
@@ -92,7 +94,7 @@ def run_tests(python: Path, arguments: Sequence[str]) -> int:
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("HOOKERY_", "COV_"))}
     variables["PYTHONPATH"] = str(ROOT)
     variables["PYTHONDONTWRITEBYTECODE"] = "1"
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/hookery", *arguments]
+    command = [python, "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider", "tests/hookery", *arguments]
     return subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode
 
 
