@@ -84,15 +84,19 @@ def rebind(wanted: Sequence[P], made: Iterable[Patched]) -> dict[P, list[Holder]
     }
 
 
-def give_back(patch: Patched, made: Iterable[Patched]) -> None:
-    """Whoever was given the stand-in gets the original, and who has taken it while it stood, as module globals do."""
-    taken = [(old, new) for old, new in patch.held if new is not None]
-    for holder in patch.holders:
-        for old, new in taken:
-            if holder.exchange(new, old):
-                break
-    found = holders.find([new for _, new in taken], ours=_own_objects(made))
-    for old, new in taken:
+def give_back(patches: Sequence[Patched], made: Iterable[Patched]) -> None:
+    """Whoever was given a stand-in gets the original, and who has taken it while it stood, as module globals do."""
+    taken = {patch: [(old, new) for old, new in patch.held if new is not None] for patch in patches}
+    for patch in patches:
+        for holder in patch.holders:
+            for old, new in taken[patch]:
+                if holder.exchange(new, old):
+                    break
+    exchanged = [pair for held in taken.values() for pair in held]
+    if not exchanged:
+        return
+    found = holders.find([new for _, new in exchanged], ours=_own_objects(made))
+    for old, new in exchanged:
         for holder in found[id(new)]:
             holder.exchange(new, old)
 

@@ -106,6 +106,7 @@ _patches: list[Patch] = []
 _notes: list[HookWarning] = []  # what to warn about once the table is consistent and the lock free
 _returning: list[reach.Rebinding] = []  # stand-ins whose last hook left
 _to_reach: list[Patch] = []  # patches whose other holders are to be rebound
+_to_give_back: list[Patch] = []  # patches whose last hook left, and whose other holders are to have the original again
 _changed_classes: list[Any] = []  # classes put at a target's name since the hooks on members last followed
 _left_behind: list[tuple[str, Hook]] = []  # hooks on members that the class standing there now does not have
 
@@ -454,6 +455,12 @@ def _rebind() -> None:
     for wish, holder in reach.rebind([*wishes, *returning]):
         if id(wish.old) in patch_of:
             patch_of[id(wish.old)].holders.append(holder)
+    left = _to_give_back.copy()
+    _to_give_back.clear()
+    if left:
+        from hookery import held
+
+        held.give_back(left, _made)
     reached = [patch for patch in _patches if patch in _to_reach and not patch.superseded]
     _to_reach.clear()
     if reached:
@@ -550,9 +557,7 @@ def _restore(patch: Patch) -> None:
     for holder in patch.holders:
         holder.exchange(patch.stand_in, patch.original)
     if patch.deep:
-        from hookery import held
-
-        held.give_back(patch, _made)
+        _to_give_back.append(patch)
     if patch.rebinds or patch.original is None:
         _returning.append(reach.Rebinding(patch.stand_in, patch.original))
 
