@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= If the argument is
 PYTEST_FLAGS ?= -n auto
+PYTHONS_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-pythons lint fix bench clean
+.PHONY: help run test test-pythons coverage lint fix bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,7 +31,10 @@ test: $(VENV)/.installed-dev ## run the test suite
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 test-pythons: ## run the tests of hookery on every CPython that the machine has
-	$(PYTHON) tests/run_on_every_python.py
+	$(PYTHON) tests/run_on_every_python.py $(PYTHONS_FLAGS)
+
+coverage: $(VENV)/.installed-dev ## run the tests of hookery and say which of its branches they do not reach
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/hookery --cov --cov-report=term-missing:skip-covered
 
 lint: $(VENV)/.installed-dev ## ruff (lint and format check) and mypy
 	$(BIN)/ruff check .
@@ -48,4 +52,4 @@ bench: $(VENV)/.installed-dev ## run the benchmarks
 	$(BIN)/python benchmarks/generate.py
 
 clean: ## remove the environment and the caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .coverage .coverage.* $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

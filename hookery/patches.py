@@ -133,14 +133,9 @@ _changed_classes: list[Any] = []  # classes put at a target's name since the hoo
 _left_behind: list[tuple[str, Hook]] = []  # hooks on members that the class standing there now does not have
 
 
-def begin() -> None:
-    """What other modules look like is asked anew."""
-    own_modules.forget()
-
-
 def take_notes() -> list[HookWarning]:
     """What there is to warn about; the caller does so without holding the lock."""
-    begin()
+    own_modules.forget()
     notes = _notes.copy()
     _notes.clear()
     return notes

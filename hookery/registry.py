@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from hookery import engines, patches, reloading
+from hookery import engines, own_modules, patches, reloading
 from hookery.deferred import ImportWatcher, modules_to_watch
 from hookery.hooks import (
     Hook,
@@ -214,7 +214,7 @@ class HookRegistry:
         if resolved:
             engines.prepare({_engine_needed(hook, target) for hook, target in resolved})
         with patches.lock:
-            patches.begin()
+            own_modules.forget()
             # Classes first, outermost first: a member hook belongs to whichever class stands at the name.
             resolved.sort(key=lambda pair: _class_depth(pair[1]))
             failed = {source for source, _ in failures}
@@ -453,7 +453,7 @@ class HookRegistry:
             hook.state = HookState.REVERTED
 
     def _take_off(self, hooks: list[Hook]) -> None:
-        patches.begin()
+        own_modules.forget()
         for patch in patches.all_patches():
             if any(hook in hooks for hook in patch.hooks):
                 patches.remove(patch, hooks)

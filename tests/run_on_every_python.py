@@ -6,6 +6,7 @@ and which of those the project supports were not found, is printed.
 
     python tests/run_on_every_python.py
     python tests/run_on_every_python.py --only 3.10 3.13 -- -k reach -x
+    python tests/run_on_every_python.py --others
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,9 +29,11 @@ PACKAGES = (
     "wrapt>=1.16",
     "packaging>=23",
     "pytest>=8.3",
+    "cloudpickle>=3",
     "hypothesis>=6.100",
     "pytest-mock>=3.14",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "setuptools>=77",
 )
 Version = tuple[int, int]
@@ -92,7 +96,7 @@ def run_tests(python: Path, arguments: Sequence[str]) -> int:
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("HOOKERY_", "COV_"))}
     variables["PYTHONPATH"] = str(ROOT)
     variables["PYTHONDONTWRITEBYTECODE"] = "1"
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/hookery", *arguments]
+    command = [python, "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider", "tests/hookery", *arguments]
     return subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode
 
 
@@ -101,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", metavar="X.Y", help="these versions; one that is not found is an error")
+    parser.add_argument("--others", action="store_true", help="leave out the version that this script runs with")
     parser.add_argument("--list", action="store_true", help="print the interpreters that were found and end")
     parser.add_argument(
         "--cache",
@@ -116,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked - found.keys():
             parser.error(f"not found: {', '.join(f'{major}.{minor}' for major, minor in sorted(asked - found.keys()))}")
         found = {version: python for version, python in found.items() if version in asked}
+    if options.others:
+        found.pop(sys.version_info[:2], None)
     for version, python in found.items():
         print(f"{version[0]}.{version[1]}: {python}")
     for major, minor in missing:
@@ -123,18 +130,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         return 0
     outcomes: dict[Version, str] = {}
+    seconds: dict[Version, float] = {}
     for version, python in found.items():
         print(f"\n--- CPython {version[0]}.{version[1]} ({python})", flush=True)
+        begin = time.monotonic()
         try:
             status = run_tests(environment(python, version, options.cache), arguments[split + 1 :])
         except subprocess.CalledProcessError as error:
             outcomes[version] = f"no environment: {error}"
         else:
             outcomes[version] = "passed" if status == 0 else f"failed (pytest exit status {status})"
+        seconds[version] = time.monotonic() - begin
     print()
-    for (major, minor), outcome in outcomes.items():
-        print(f"CPython {major}.{minor}: {outcome}")
-    return int(not outcomes or any(outcome != "passed" for outcome in outcomes.values()))
+    for version, outcome in outcomes.items():
+        print(f"CPython {version[0]}.{version[1]}: {outcome} after {seconds[version]:.0f} s")
+    if not outcomes:
+        print("no other CPython that is supported was found" if options.others else "no CPython was found")
+    return int((not outcomes and not options.others) or any(outcome != "passed" for outcome in outcomes.values()))
 
 
 if __name__ == "__main__":
