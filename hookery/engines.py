@@ -25,7 +25,7 @@ import sys
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from hookery import signatures
 from hookery.callees import Callee
@@ -38,7 +38,7 @@ ENGINE_GENERATED = "generated"
 ENGINE_WRAPT = "wrapt"
 ENGINE_IN_PLACE = "inplace"
 ENGINE_CLASS = "class"
-ENGINE_AUTO = "auto"
+ENGINE_AUTO: Final = "auto"
 ENGINES = (ENGINE_AUTO, ENGINE_GENERATED, ENGINE_WRAPT, ENGINE_IN_PLACE)
 ENGINE_VARIABLE = "HOOKERY_ENGINE"
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextvars
 import os
 import sys
-import types
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, overload
 
 from hookery import engines, patches, reloading
 from hookery.deferred import ImportWatcher, modules_to_watch
@@ -29,14 +27,17 @@ from hookery.hooks import (
     MissedHookWarning,
     TargetNotFoundError,
 )
+from hookery.sameness import is_same, options_of, plain_name
 from hookery.targets import Pending, Target, TargetKind, again, resolve, validate_name
 from hookery.versions import check_specifier, check_versions_are_known, outside_versions
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from hookery import callable_types as of
     from hookery.explanation import Explanation, Problem
     from hookery.listing import HookRecord
 
-F = TypeVar("F", bound=Callable[..., Any])
 Failure = tuple[HookSource, Exception]
 Reach = Literal["globals", "deep"]
 
@@ -53,6 +54,26 @@ class HookRegistry:
         self.loaded_plugins: set[tuple[str, str]] = set()
         self._hooks: list[Hook] = []
 
+    @overload
+    def register(
+        self, target: str, hook: of.BeforeHook, hook_type: of.Before, **options: Unpack[of.ObserverOptionsAndSource]
+    ) -> Hook: ...
+    @overload
+    def register(
+        self, target: str, hook: of.AfterHook, hook_type: of.After, **options: Unpack[of.ObserverOptionsAndSource]
+    ) -> Hook: ...
+    @overload
+    def register(
+        self, target: str, hook: of.AroundHook, hook_type: of.Around, **options: Unpack[of.OptionsAndSource]
+    ) -> Hook: ...
+    @overload
+    def register(
+        self, target: str, hook: HookFunction, hook_type: of.Replace, **options: Unpack[of.OptionsAndSource]
+    ) -> Hook: ...
+    @overload
+    def register(
+        self, target: str, hook: of.HookOfAnyType, hook_type: HookType, **options: Unpack[of.OptionsAndSource]
+    ) -> Hook: ...
     def register(
         self,
         target: str,
@@ -60,8 +81,8 @@ class HookRegistry:
         hook_type: HookType,
         *,
         priority: int = 0,
-        engine: str = engines.ENGINE_AUTO,
-        on_error: str = "raise",
+        engine: of.Engine = engines.ENGINE_AUTO,
+        on_error: of.OnError = "raise",
         reason: str | None = None,
         versions: str | None = None,
         count: bool | None = None,
@@ -125,10 +146,10 @@ class HookRegistry:
             new = Hook(target, hook, hook_type, source, priority, _next_order(), reason, counted)
             new.engine_asked, new.on_error, new.versions = engine, on_error, versions
             new.subclasses = subclasses
-            older = next((other for other in self._hooks if _is_same(other, new)), None)
+            older = next((other for other in self._hooks if is_same(other, new)), None)
             if older is not None and older.state is not HookState.REVERTED and older.function is hook:
-                if _options(older) != _options(new):
-                    known = " and ".join(f"{name} {value!r}" for name, value in _options(older).items())
+                if options_of(older) != options_of(new):
+                    known = " and ".join(f"{name} {value!r}" for name, value in options_of(older).items())
                     raise ValueError(
                         f"{older.describe()} is registered already, with {known}; revert it first to change them"
                     )
@@ -470,31 +491,15 @@ def _class_depth(target: Target) -> tuple[bool, int]:
     return (not is_class, target.qualname.count(".") if is_class else 0)
 
 
-def _options(hook: Hook) -> dict[str, Any]:
-    """What a second registration of the same hook has to agree with."""
-    return {
-        "priority": hook.priority,
-        "engine": hook.engine_asked,
-        "on_error": hook.on_error,
-        "reason": hook.reason,
-        "versions": hook.versions,
-        "subclasses": hook.subclasses,
-    }
-
-
 def _one_of(choices: tuple[str, ...]) -> str:
     return f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
 
 
-def _plain(target: str) -> str:
-    return target.replace(":", ".")
-
-
 def _names(hook: Hook, target: str) -> bool:
     """Whether ``target`` is a name of what the hook is on."""
-    if _plain(hook.target) == _plain(target):
+    if plain_name(hook.target) == plain_name(target):
         return True
-    return any(_plain(patch.target.name) == _plain(target) for patch in patches.patches_of(hook))
+    return any(plain_name(patch.target.name) == plain_name(target) for patch in patches.patches_of(hook))
 
 
 def _place(target: str) -> Target | None:
@@ -504,25 +509,6 @@ def _place(target: str) -> Target | None:
     except (HookError, TypeError):
         return None
     return found if isinstance(found, Target) else None
-
-
-def _is_same(one: Hook, other: Hook) -> bool:
-    """Whether two registrations are one hook: the same object, or one importable function that was made again."""
-    if _plain(one.target) != _plain(other.target) or one.type is not other.type:
-        return False
-    if one.function is other.function:
-        return True
-    name = _importable_name(one.function)
-    return name is not None and name == _importable_name(other.function)
-
-
-def _importable_name(function: HookFunction) -> tuple[str, str] | None:
-    if not isinstance(function, (types.FunctionType, type)):
-        return None
-    name = function.__qualname__
-    if "<locals>" in name or "<lambda>" in name:
-        return None
-    return ("__main__" if function.__module__ == "__mp_main__" else function.__module__, name)
 
 
 def _on_executed(module: str) -> None:
