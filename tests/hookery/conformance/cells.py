@@ -1,6 +1,6 @@
 """Every kind of target, and what a hook of every type has to do on it, whichever engine puts it in place.
 
-A cell is checked by :func:`check`, which the tests call with every engine, and once more with one that does nothing.
+A cell is checked by :func:`check`, which the tests call with every engine.
 """
 
 from __future__ import annotations
