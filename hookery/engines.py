@@ -344,8 +344,14 @@ class Wrapped:
             type(target.raw) in (classmethod, staticmethod) and type(target.inner) is types.FunctionType
         )
         wrapped = target.inner if in_descriptor else target.raw
+        of_c_class = isinstance(wrapped, types.ClassMethodDescriptorType)
+        if of_c_class:  # bound through an instance it does not say to which class: a classmethod does
+            original = self.callee.original
+            wrapped = functools.update_wrapper(lambda *args, **kwargs: original(*args, **kwargs), wrapped)
         wrapper = _wrapper_class()(wrapped, self._wrapper(target.binds))
         self.value = _behind_descriptor(target, wrapper) if in_descriptor else wrapper
+        if of_c_class:
+            self.value = classmethod(wrapper)
 
     def _wrapper(self, binds: bool) -> Callable[..., Any]:
         # wrapt hands over what a method is bound to (self or cls) apart from the arguments, or None where the caller

@@ -148,6 +148,8 @@ class HookRegistry:
             new.subclasses = subclasses
             older = next((other for other in self._hooks if is_same(other, new)), None)
             if older is not None and older.state is not HookState.REVERTED and older.function is hook:
+                if count is None:
+                    new.counted = older.counted
                 if options_of(older) != options_of(new):
                     known = " and ".join(f"{name} {value!r}" for name, value in options_of(older).items())
                     raise ValueError(

@@ -35,6 +35,7 @@ def options_of(hook: Hook) -> dict[str, Any]:
         "on_error": hook.on_error,
         "reason": hook.reason,
         "versions": hook.versions,
+        "count": hook.counted,
         "subclasses": hook.subclasses,
     }
 
