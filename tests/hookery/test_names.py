@@ -285,7 +285,7 @@ def test_an_attribute_of_the_metaclass_is_a_miss_that_names_the_metaclass(
 ) -> None:
     modules.load("shop", "class Meta(type):\n    def made(cls): return 'made'\nclass Till(metaclass=Meta):\n    pass")
     registry.register("shop.Till.made", shout, HookType.AFTER)
-    with pytest.raises(HookApplyError, match="'made'; it is an attribute of its metaclass, shop.Meta"):
+    with pytest.raises(HookApplyError, match=r"'made'; it is an attribute of its metaclass, shop\.Meta"):
         registry.apply_hooks(strict=True)
 
 
