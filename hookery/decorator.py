@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, overload
 
 from hookery import engines
 from hookery.hooks import HookFunction, HookSource, HookType
 from hookery.registry import HookRegistry, current_loading, registry
 
-F = TypeVar("F", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from hookery import callable_types as of
 
 
 @dataclass(frozen=True)
@@ -39,18 +42,48 @@ class Declaration:
 declarations: list[Declaration] = []
 
 
+@overload
 def plugin_hook(
     target: str,
-    type: HookType = HookType.AFTER,  # noqa: A002  (the contract's name)
+    type: of.After = ...,
+    **options: Unpack[of.ObserverOptions],
+) -> Callable[[of.AfterF], of.AfterF]: ...
+@overload
+def plugin_hook(
+    target: str,
+    type: of.Before,
+    **options: Unpack[of.ObserverOptions],
+) -> Callable[[of.BeforeF], of.BeforeF]: ...
+@overload
+def plugin_hook(
+    target: str,
+    type: of.Around,
+    **options: Unpack[of.Options],
+) -> Callable[[of.AroundF], of.AroundF]: ...
+@overload
+def plugin_hook(
+    target: str,
+    type: of.Replace,
+    **options: Unpack[of.Options],
+) -> Callable[[of.ReplaceF], of.ReplaceF]: ...
+@overload
+def plugin_hook(
+    target: str,
+    type: HookType,
+    **options: Unpack[of.Options],
+) -> Callable[[of.AnyTypeF], of.AnyTypeF]: ...
+def plugin_hook(
+    target: str,
+    type: HookType = HookType.AFTER,  # noqa: A002
     *,
     priority: int = 0,
-    engine: str = engines.ENGINE_AUTO,
-    on_error: str = "raise",
+    engine: of.Engine = engines.ENGINE_AUTO,
+    on_error: of.OnError = "raise",
     reason: str | None = None,
     versions: str | None = None,
     count: bool | None = None,
     subclasses: bool = False,
-) -> Callable[[F], F]:
+) -> Callable[[Any], Any]:
     """Register the decorated function (or class, for REPLACE) as a hook on ``target`` and return it unchanged.
 
     See :class:`HookType` for how it will be called and :meth:`HookRegistry.register` for the arguments and errors. The
@@ -67,7 +100,7 @@ def plugin_hook(
         "subclasses": subclasses,
     }
 
-    def decorate(function: F) -> F:
+    def decorate(function: HookFunction) -> HookFunction:
         loading = current_loading()
         source = loading.source if loading else None
         declaration = Declaration(target, function, type, options, source)

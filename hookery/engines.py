@@ -4,7 +4,8 @@
 generated     a plain Python function, behind the same descriptor as the original. It stays a real function: it
               pickles, copies, compiles, introspects as the original did.
 wrapt         one ``wrapt.FunctionWrapper``: keeps C functions, callable objects and other descriptors whole. Imported
-              when first needed.
+              when first needed. ``torch.compile`` calls most of them outside its graphs, and refuses with
+              ``fullgraph=True``; it takes a ``functools.partial`` apart, so compiled code calls past its hooks.
 inplace       the original itself, with other code: whoever holds it is reached.
 class         a replaced class: the replacement itself stands at the name.
 ============  ===================================================================================================
@@ -25,7 +26,7 @@ import sys
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from hookery import signatures
 from hookery.callees import Callee
@@ -38,7 +39,7 @@ ENGINE_GENERATED = "generated"
 ENGINE_WRAPT = "wrapt"
 ENGINE_IN_PLACE = "inplace"
 ENGINE_CLASS = "class"
-ENGINE_AUTO = "auto"
+ENGINE_AUTO: Final = "auto"
 ENGINES = (ENGINE_AUTO, ENGINE_GENERATED, ENGINE_WRAPT, ENGINE_IN_PLACE)
 ENGINE_VARIABLE = "HOOKERY_ENGINE"
 
@@ -192,6 +193,12 @@ def _set_code(function: types.FunctionType, code: types.CodeType) -> None:
     known = getattr(compiler, "_spec_cache", None)
     if isinstance(known, weakref.WeakKeyDictionary):
         known.pop(function, None)
+    # It writes functions of torch into its graphs by name, and remembers which object it takes for which of them: the
+    # original that hooks call would be written as the name at which they stand, and they would run twice.
+    if str(function.__module__).partition(".")[0] == "torch":
+        rules = getattr(sys.modules.get("torch._dynamo.trace_rules"), "get_torch_obj_rule_map", None)
+        if rules is not None and hasattr(rules, "cache_clear"):
+            rules.cache_clear()
 
 
 def _unused() -> None:
@@ -299,11 +306,19 @@ class InPlace:
 def _wrapper_class() -> type:
     import wrapt
 
+    class Bound(wrapt.BoundFunctionWrapper):  # type: ignore[type-arg,misc,unused-ignore]
+        """What a method of a hooked class is."""
+
+        __slots__ = ()
+        # Else torch.compile takes it for the function that it says it is, and leaves the hooks out without a word.
+        _torchdynamo_disable = True
+
     class Wrapper(wrapt.FunctionWrapper):  # type: ignore[type-arg,misc,unused-ignore]
         """A hooked callable. It pickles and copies as the name it stands at, as the original did."""
 
         # Said outright: of a subclass wrapt's C code asks for it, and the failing look-up costs as much as the call.
-        __bound_function_wrapper__ = wrapt.BoundFunctionWrapper
+        __bound_function_wrapper__ = Bound
+        _torchdynamo_disable = True
 
         def __reduce_ex__(self, protocol: Any) -> str:
             return str(self.__qualname__)
@@ -325,10 +340,19 @@ class Wrapped:
     def __init__(self, target: Target) -> None:
         self.callee = _callee(target)
         self.call: Callable[..., Any] = self.callee.original
-        in_descriptor = target.kind in (TargetKind.PROPERTY, TargetKind.CACHED_PROPERTY)
+        in_descriptor = target.kind in (TargetKind.PROPERTY, TargetKind.CACHED_PROPERTY) or (
+            # Around the function and not around the descriptor, which some take apart (vars(Class)["f"].__func__).
+            type(target.raw) in (classmethod, staticmethod) and type(target.inner) is types.FunctionType
+        )
         wrapped = target.inner if in_descriptor else target.raw
+        of_c_class = isinstance(wrapped, types.ClassMethodDescriptorType)
+        if of_c_class:  # bound through an instance it does not say to which class: a classmethod does
+            original = self.callee.original
+            wrapped = functools.update_wrapper(lambda *args, **kwargs: original(*args, **kwargs), wrapped)
         wrapper = _wrapper_class()(wrapped, self._wrapper(target.binds))
         self.value = _behind_descriptor(target, wrapper) if in_descriptor else wrapper
+        if of_c_class:
+            self.value = classmethod(wrapper)
 
     def _wrapper(self, binds: bool) -> Callable[..., Any]:
         # wrapt hands over what a method is bound to (self or cls) apart from the arguments, or None where the caller

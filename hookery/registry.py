@@ -10,9 +10,8 @@ import contextvars
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, overload
 
 from hookery import engines, own_modules, patches, reloading
 from hookery.deferred import ImportWatcher, modules_to_watch
@@ -29,15 +28,17 @@ from hookery.hooks import (
     TargetNotFoundError,
 )
 from hookery.lazies import LazyWatcher
-from hookery.sameness import is_same, options, plain
+from hookery.sameness import is_same, options_of, plain_name
 from hookery.targets import Pending, Target, TargetKind, again, resolve, validate_name
 from hookery.versions import check_specifier, check_versions_are_known, outside_versions
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from hookery import callable_types as of
     from hookery.explanation import Explanation, Problem
     from hookery.listing import HookRecord
 
-F = TypeVar("F", bound=Callable[..., Any])
 Failure = tuple[HookSource, Exception]
 Reach = Literal["globals", "deep"]
 
@@ -54,6 +55,26 @@ class HookRegistry:
         self.loaded_plugins: set[tuple[str, str]] = set()
         self._hooks: list[Hook] = []
 
+    @overload
+    def register(
+        self, target: str, hook: of.BeforeHook, hook_type: of.Before, **options: Unpack[of.ObserverOptionsAndSource]
+    ) -> Hook: ...
+    @overload
+    def register(
+        self, target: str, hook: of.AfterHook, hook_type: of.After, **options: Unpack[of.ObserverOptionsAndSource]
+    ) -> Hook: ...
+    @overload
+    def register(
+        self, target: str, hook: of.AroundHook, hook_type: of.Around, **options: Unpack[of.OptionsAndSource]
+    ) -> Hook: ...
+    @overload
+    def register(
+        self, target: str, hook: HookFunction, hook_type: of.Replace, **options: Unpack[of.OptionsAndSource]
+    ) -> Hook: ...
+    @overload
+    def register(
+        self, target: str, hook: of.HookOfAnyType, hook_type: HookType, **options: Unpack[of.OptionsAndSource]
+    ) -> Hook: ...
     def register(
         self,
         target: str,
@@ -61,8 +82,8 @@ class HookRegistry:
         hook_type: HookType,
         *,
         priority: int = 0,
-        engine: str = engines.ENGINE_AUTO,
-        on_error: str = "raise",
+        engine: of.Engine = engines.ENGINE_AUTO,
+        on_error: of.OnError = "raise",
         reason: str | None = None,
         versions: str | None = None,
         count: bool | None = None,
@@ -128,8 +149,10 @@ class HookRegistry:
             new.subclasses = subclasses
             older = next((other for other in self._hooks if is_same(other, new)), None)
             if older is not None and older.state is not HookState.REVERTED and older.function is hook:
-                if options(older) != options(new):
-                    known = " and ".join(f"{name} {value!r}" for name, value in options(older).items())
+                if count is None:
+                    new.counted = older.counted
+                if options_of(older) != options_of(new):
+                    known = " and ".join(f"{name} {value!r}" for name, value in options_of(older).items())
                     raise ValueError(
                         f"{older.describe()} is registered already, with {known}; revert it first to change them"
                     )
@@ -488,9 +511,9 @@ def _one_of(choices: tuple[str, ...]) -> str:
 
 def _names(hook: Hook, target: str) -> bool:
     """Whether ``target`` is a name of what the hook is on."""
-    if plain(hook.target) == plain(target):
+    if plain_name(hook.target) == plain_name(target):
         return True
-    return any(plain(patch.target.name) == plain(target) for patch in patches.patches_of(hook))
+    return any(plain_name(patch.target.name) == plain_name(target) for patch in patches.patches_of(hook))
 
 
 def _place(target: str) -> Target | None:

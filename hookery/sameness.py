@@ -1,4 +1,4 @@
-"""When two registrations are one hook."""
+"""When two registrations are one hook, and what they then have to agree on."""
 
 from __future__ import annotations
 
@@ -8,14 +8,9 @@ from typing import Any
 from hookery.hooks import Hook, HookFunction
 
 
-def plain(target: str) -> str:
-    """A target's name in the spelling that both have in common."""
-    return target.replace(":", ".")
-
-
 def is_same(one: Hook, other: Hook) -> bool:
     """Whether two registrations are one hook: the same object, or one importable function that was made again."""
-    if plain(one.target) != plain(other.target) or one.type is not other.type:
+    if plain_name(one.target) != plain_name(other.target) or one.type is not other.type:
         return False
     if one.function is other.function:
         return True
@@ -32,7 +27,7 @@ def _importable_name(function: HookFunction) -> tuple[str, str] | None:
     return ("__main__" if function.__module__ == "__mp_main__" else function.__module__, name)
 
 
-def options(hook: Hook) -> dict[str, Any]:
+def options_of(hook: Hook) -> dict[str, Any]:
     """What a second registration of the same hook has to agree with."""
     return {
         "priority": hook.priority,
@@ -40,5 +35,11 @@ def options(hook: Hook) -> dict[str, Any]:
         "on_error": hook.on_error,
         "reason": hook.reason,
         "versions": hook.versions,
+        "count": hook.counted,
         "subclasses": hook.subclasses,
     }
+
+
+def plain_name(target: str) -> str:
+    """The name of a target in the one spelling that names are compared in."""
+    return target.replace(":", ".")

@@ -88,7 +88,7 @@ class Target:
     def inspected(self) -> Any:
         """The function that says whether the target is a coroutine function or a generator function."""
         if self.kind in (TargetKind.CLASSMETHOD, TargetKind.STATICMETHOD):
-            return self.raw.__func__
+            return getattr(self.raw, "__func__", self.raw)
         return self.raw.func if isinstance(self.raw, functools.partialmethod) else self.inner
 
     @property
@@ -335,7 +335,24 @@ def _owner(name: str, module_name: str, module: types.ModuleType, parts: list[st
                 raise _not_found(name, part, where, _names_in(holder)) from None
             holder = getattr(holder, part)
         raise
-    return owner if isinstance(owner, (type, types.ModuleType)) else type(owner)
+    if isinstance(owner, (type, types.ModuleType)):
+        return owner
+    _refuse_what_an_instance_hides(name, owner, parts[-1])
+    return type(owner)
+
+
+def _refuse_what_an_instance_hides(name: str, instance: Any, attribute: str) -> None:
+    """Raise for a name that leads to an instance's own attribute: a hook goes to the class, and would not run."""
+    if attribute not in (raw.namespace(instance) or ()):
+        return
+    cls = type(instance)
+    in_class = _along_mro(cls, attribute)[1]
+    if hasattr(type(in_class), "__set__") or issubclass(type(in_class), functools.cached_property):
+        return  # the class's goes first, or the instance's is what it computed
+    raise TypeError(
+        f"{name}: the instance has a {attribute!r} of its own, in front of what its class"
+        f" {cls.__module__}.{cls.__qualname__} has; hooks go to classes, and this one would not run"
+    )
 
 
 def _at(name: str, module_name: str, parts: list[str], owner: Any) -> Target:
@@ -351,7 +368,10 @@ def _at(name: str, module_name: str, parts: list[str], owner: Any) -> Target:
         holder, found = _along_mro(owner, attribute)
         if holder is None:
             where = ".".join([module_name, *parts[:-1]])
-            raise _not_found(name, attribute, where, _names_in(owner))
+            meta, hint = type(owner), None
+            if _along_mro(meta, attribute)[0] is not None:
+                hint = f"; it is an attribute of its metaclass, {meta.__module__}.{meta.__qualname__}"
+            raise _not_found(name, attribute, where, _names_in(owner), hint=hint)
         inherited = holder is not owner
     kind = _kind(name, owner, found)
     if kind is TargetKind.PROPERTY:
@@ -376,7 +396,7 @@ def again(target: Target) -> Target:
 
 def _kind(name: str, owner: Any, raw: Any) -> TargetKind:
     # isinstance, not type(): what already stands in for a function or a descriptor claims the class of what it wraps.
-    if isinstance(raw, classmethod):
+    if isinstance(raw, (classmethod, types.ClassMethodDescriptorType)):
         return TargetKind.CLASSMETHOD
     if isinstance(raw, staticmethod):
         return TargetKind.STATICMETHOD

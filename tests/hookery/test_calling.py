@@ -468,3 +468,24 @@ def test_a_wrapper_that_somebody_put_around_a_descriptor_still_runs(
     registry.apply_hooks()
     assert shop.Till.open("tea") == "tea!"
     assert theirs == [("tea",)]
+
+
+def test_a_classmethod_of_a_c_class_gets_the_class_it_was_called_on(modules: Modules, registry: HookRegistry) -> None:
+    shop = modules.load("shop", "class Book(dict): pass\nclass Diary(Book): pass")
+    seen: list[Any] = []
+    registry.register("shop.Book.fromkeys", lambda cls, *args: seen.append((cls, args)), HookType.BEFORE)
+    registry.register("shop.Book.__init_subclass__", lambda cls, *args: seen.append(cls.__name__), HookType.BEFORE)
+    registry.apply_hooks()
+    made = [shop.Book.fromkeys("a"), shop.Diary.fromkeys("b"), shop.Book().fromkeys("c"), dict.fromkeys("d")]
+    assert [(type(each), *each) for each in made] == [
+        (shop.Book, "a"),
+        (shop.Diary, "b"),
+        (shop.Book, "c"),
+        (dict, "d"),
+    ]
+    assert seen == [(shop.Book, ("a",)), (shop.Diary, ("b",)), (shop.Book, ("c",))]
+    type("Novel", (shop.Book,), {})
+    assert seen[3:] == ["Novel"]
+    registry.revert()
+    assert "fromkeys" not in vars(shop.Book)
+    assert shop.Book.fromkeys("a") == {"a": None}

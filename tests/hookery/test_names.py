@@ -231,6 +231,64 @@ def test_a_module_that_replaced_itself_by_an_object_is_hooked_at_the_objects_cla
         del sys.modules["shop"]
 
 
+class TestInstances:
+    """A name that passes through an instance means its class."""
+
+    SHOP = """
+        import functools
+        class Till:
+            def sell(self, item): return item
+            @property
+            def total(self): return "total"
+            @functools.cached_property
+            def kept(self): return "kept"
+        till, other = Till(), Till()
+        """
+
+    @pytest.fixture
+    def shop(self, modules: Modules) -> types.ModuleType:
+        return modules.load("shop", self.SHOP)
+
+    def test_every_instance_is_hooked(self, shop: types.ModuleType, registry: HookRegistry) -> None:
+        registry.register("shop.till.sell", lambda result, *args: result.upper(), HookType.AFTER)
+        registry.apply_hooks()
+        assert (shop.till.sell("tea"), shop.other.sell("tea")) == ("TEA", "TEA")
+
+    @pytest.mark.parametrize("attribute", ["sell", "only_here"])
+    def test_an_attribute_of_the_instances_own_is_an_error_because_the_hook_would_not_run(
+        self, shop: types.ModuleType, registry: HookRegistry, attribute: str
+    ) -> None:
+        setattr(shop.till, attribute, lambda item: item + "?")
+        registry.register(f"shop.till.{attribute}", shout, HookType.AFTER)
+        with pytest.raises(HookApplyError, match=f"the instance has a '{attribute}' of its own"):
+            registry.apply_hooks()
+        assert getattr(shop.till, attribute)("tea") == "tea?"
+        assert shop.other.sell("tea") == "tea"
+
+    def test_a_property_goes_before_what_the_instance_has(self, shop: types.ModuleType, registry: HookRegistry) -> None:
+        vars(shop.till)["total"] = "hidden"
+        registry.register("shop.till.total", shout, HookType.AFTER)
+        registry.apply_hooks()
+        assert shop.till.total == "TOTAL"
+
+    def test_what_an_instance_has_computed_is_no_attribute_of_its_own(
+        self, shop: types.ModuleType, registry: HookRegistry
+    ) -> None:
+        assert shop.till.kept == "kept"
+        registry.register("shop.till.kept", shout, HookType.AFTER)
+        registry.apply_hooks()
+        assert (shop.till.kept, shop.other.kept) == ("kept", "KEPT")
+
+
+def test_an_attribute_of_the_metaclass_is_a_miss_that_names_the_metaclass(
+    modules: Modules, registry: HookRegistry
+) -> None:
+    modules.load("shop", "class Meta(type):\n    def made(cls): return 'made'\nclass Till(metaclass=Meta):\n    pass")
+    registry.register("shop.Till.made", shout, HookType.AFTER)
+    with pytest.raises(HookApplyError, match=r"'made'; it is an attribute of its metaclass, shop\.Meta"):
+        registry.apply_hooks(strict=True)
+
+
 @pytest.mark.parametrize(
     "name", ["price", "", ".price", "shop.", "shop..price", "shop:", ":price", "shop:a:b", "shop.pri ce", "shop.1"]
 )

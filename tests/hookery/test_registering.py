@@ -101,6 +101,17 @@ class TestOneHookOrTwo:
         shop.price("tea")
         assert seen == ["tea"]
 
+    def test_counting_is_one_of_the_options_where_it_was_asked_for(self, registry: HookRegistry) -> None:
+        hook = registry.register("shop.price", note, HookType.BEFORE, count=True)
+        assert registry.register("shop.price", note, HookType.BEFORE) is hook
+        assert hook.counted
+        with pytest.raises(ValueError, match=r"registered already, with .* count True"):
+            registry.register("shop.price", note, HookType.BEFORE, count=False)
+        other = registry.register("shop.cost", note, HookType.BEFORE)
+        with pytest.raises(ValueError, match=r"registered already, with .* count False"):
+            registry.register("shop.cost", note, HookType.BEFORE, count=True)
+        assert not other.counted
+
     def test_the_same_object_with_other_options_is_an_error_that_says_what_to_do(self, registry: HookRegistry) -> None:
         registry.register("shop.price", note, HookType.BEFORE, priority=1)
         with pytest.raises(ValueError, match=r"registered already, with priority 1 and .* revert it first"):

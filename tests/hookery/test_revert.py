@@ -369,6 +369,7 @@ class SubTill(Till):
     def extra(self, item): return item
 """,
     "law_pkg": "from law_shop import price, cost, Till",
+    "law_late": "",
     "law_client": "from law_shop import price as bought\nfrom law_pkg import cost, SubTill as Sub\n"
     "from law_shop import price, Till\nTABLE = {'price': price, 'cost': cost}\ndef ask(f=price): return f\n",
 }
@@ -434,13 +435,21 @@ class Lifecycle(RuleBasedStateMachine):
         self.catch.__enter__()
         warnings.simplefilter("ignore", HookWarning)
 
+    def snapshot(self) -> list[tuple[int, str, int]]:
+        return snapshot(*(module for name, module in self.modules.items() if name != "law_late"), _Replacement)
+
+    def check_that_everything_is_as_it_was(self) -> None:
+        assert self.snapshot() == self.before
+        for name, value in vars(self.modules["law_late"]).items():
+            assert name.startswith("__") or value is getattr(self.modules["law_shop"], name)
+
     @initialize()
     def build_the_world(self) -> None:
         self.modules: dict[str, types.ModuleType] = {}
         for name, source in WORLD.items():
             module = sys.modules[name] = self.modules[name] = types.ModuleType(name)
             exec(source.replace("SubTill as Sub", "Till as Sub"), vars(module))
-        self.before = snapshot(*self.modules.values(), _Replacement)
+        self.before = self.snapshot()
 
     @rule(
         target=hooks,
@@ -507,6 +516,12 @@ class Lifecycle(RuleBasedStateMachine):
         if name != "Till":
             exec(f"TABLE[{name!r}] = law_shop.{name}", {**vars(self.modules["law_client"]), **self.modules})
 
+    @rule(name=st.sampled_from(["price", "cost"]))
+    def import_what_stands_there_when_all_is_applied(self, name: str) -> None:
+        for registry in self.registries:
+            registry.apply_hooks()
+        setattr(self.modules["law_late"], name, getattr(self.modules["law_shop"], name))
+
     @rule(registry=st.integers(0, 2), fails=st.sampled_from(["law_shop.absent_too", "law_shop.Till"]))
     def apply_with_a_failing_source(self, registry: int, fails: str) -> None:
         chosen = self.registries[registry]
@@ -560,7 +575,7 @@ class Lifecycle(RuleBasedStateMachine):
     @invariant()
     def with_no_hook_left_everything_is_the_object_it_was(self) -> None:
         if hasattr(self, "modules") and not patches.all_patches():
-            assert snapshot(*self.modules.values(), _Replacement) == self.before
+            self.check_that_everything_is_as_it_was()
 
     def teardown(self) -> None:
         try:
@@ -568,7 +583,7 @@ class Lifecycle(RuleBasedStateMachine):
                 registry.reset()
             assert patches.all_patches() == []
             if hasattr(self, "modules"):
-                assert snapshot(*self.modules.values(), _Replacement) == self.before
+                self.check_that_everything_is_as_it_was()
         finally:
             self.catch.__exit__(None, None, None)
             for name in WORLD:

@@ -1,6 +1,6 @@
 """Every kind of target, and what a hook of every type has to do on it, whichever engine puts it in place.
 
-A cell is checked by :func:`check`, which the tests call with every engine, and once more with one that does nothing.
+A cell is checked by :func:`check`, which the tests call with every engine.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ class Slotted:
     def sell(self, item, count=1): return f"{item}*{count}"
 
 class Text(str): pass
+class Book(dict): pass
 
 till = Till()
 sub_till = SubTill()
@@ -299,6 +300,15 @@ CASES = [
         lambda s: (s.text,),
         kwargs=NO_KEYWORDS,
         engines=(WRAPT,),
+    ),
+    Case(
+        "shop.Book.fromkeys",
+        lambda s: "".join(s.Book.fromkeys("tea")),
+        None,
+        lambda s: (s.Book,),
+        kwargs=NO_KEYWORDS,
+        engines=(WRAPT,),
+        marked=lambda result: {**result, "!": None},
     ),
     Case(
         "shop.nothing",

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from hookery import HookApplyError, HookRegistry, HookType, HookWarning, engines
-from hookery.targets import Target, TargetKind
+from hookery import HookApplyError, HookRegistry, HookType, HookWarning
 from tests.hookery.conformance.cells import CASES, IN_PLACE, NOT_IN_PLACE, SHOP, Case, cell_name, cells, check
 from tests.hookery.support import Modules
 
@@ -18,37 +17,12 @@ def shop(modules: Modules) -> types.ModuleType:
     return modules.load("shop", SHOP)
 
 
+@pytest.mark.cell
 @pytest.mark.parametrize("cell", cells(), ids=cell_name)
 def test_a_hook_does_what_the_contract_says_and_leaves_nothing_behind(
     cell: tuple[Case, str, HookType, bool], shop: types.ModuleType, registry: HookRegistry
 ) -> None:
     check(cell, shop, registry)
-
-
-class _NoOp:
-    """An engine that puts nothing in place."""
-
-    free_variables = ()
-
-    def __init__(self, target: Target, engine: str, first: Any) -> None:
-        self.callee = engines._callee(target)
-        self.value = target.inner if target.kind is TargetKind.PROPERTY else target.raw
-
-    def use(self, fused: Any) -> None: ...
-
-    def retire(self) -> None: ...
-
-
-@pytest.mark.parametrize("cell", cells(), ids=cell_name)
-def test_no_cell_passes_with_an_engine_that_does_nothing(
-    cell: tuple[Case, str, HookType, bool],
-    shop: types.ModuleType,
-    registry: HookRegistry,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(engines, "make_stand_in", _NoOp)
-    with pytest.raises(AssertionError):
-        check(cell, shop, registry)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if IN_PLACE not in case.engines], ids=str)
@@ -91,6 +65,7 @@ def test_left_to_itself_hookery_takes_the_first_engine_that_serves_or_wrapt_if_t
     assert listed.engine_reason == reason != ""
 
 
+@pytest.mark.cell
 @pytest.mark.parametrize("engine", NOT_IN_PLACE)
 def test_all_accessors_of_a_property_are_hooked_and_leave_in_any_order(
     shop: types.ModuleType, registry: HookRegistry, engine: str
@@ -126,6 +101,7 @@ def test_a_property_without_that_accessor_is_a_miss_that_names_those_it_has(
         registry.apply_hooks(strict=True)
 
 
+@pytest.mark.cell
 def test_an_accessor_hook_follows_a_replaced_class(shop: types.ModuleType, registry: HookRegistry) -> None:
     class NewTill:
         stored = 0
@@ -150,6 +126,7 @@ def test_an_accessor_hook_follows_a_replaced_class(shop: types.ModuleType, regis
 class TestNone:
     """A module attribute that is None: an optional function that is not there."""
 
+    @pytest.mark.cell
     def test_no_other_none_is_touched(self, shop: types.ModuleType, modules: Modules, registry: HookRegistry) -> None:
         client = modules.load("client", "from shop import nothing, also_nothing\nmine = None")
         registry.register("shop.nothing", lambda item: item + "!", HookType.REPLACE)
@@ -161,6 +138,7 @@ class TestNone:
         registry.revert()
         assert shop.nothing is client.nothing is late.nothing is None
 
+    @pytest.mark.cell
     def test_what_somebody_kept_says_that_there_is_nothing(
         self, shop: types.ModuleType, registry: HookRegistry
     ) -> None:
@@ -178,6 +156,7 @@ class TestNone:
             registry.apply_hooks()
         assert shop.nothing is None
 
+    @pytest.mark.cell
     def test_a_coroutine_function_makes_it_one(self, shop: types.ModuleType, registry: HookRegistry) -> None:
         import asyncio
         import inspect
@@ -211,6 +190,7 @@ class TestDifferentEngines:
         ):
             registry.apply_hooks()
 
+    @pytest.mark.cell
     @pytest.mark.parametrize("asked", ["wrapt", "inplace"])
     @pytest.mark.parametrize("auto_first", [True, False])
     def test_a_hook_that_asks_for_none_goes_with_the_one_that_does(
