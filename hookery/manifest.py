@@ -175,7 +175,7 @@ class Manifest:
         """The manifest as text."""
         import json
 
-        return json.dumps(self.to_dict())
+        return json.JSONEncoder().encode(self.to_dict())  # json.dumps may well be hooked: examples do so
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -186,7 +186,7 @@ class Manifest:
         """
         import json
 
-        return cls.from_dict(json.loads(text))
+        return cls.from_dict(json.JSONDecoder().decode(text))
 
     def apply(self, registry: HookRegistry, *, warn: bool = True) -> list[Failure]:
         """Have the hooks of the manifest in ``registry``: load the plugins, import the hooks' modules, register what
