@@ -31,7 +31,7 @@ from hookery.hooks import (
     TargetNotFoundError,
 )
 from hookery.plugins import load_plugins
-from hookery.registry import HookRegistry, registry
+from hookery.registry import HookRegistry, observers, registry
 
 if TYPE_CHECKING:
     from hookery.explanation import ExplainedHook, Explanation, Problem
@@ -74,6 +74,14 @@ def explain(target: str) -> Explanation:
     """What stands at ``target`` and why; see :meth:`HookRegistry.explain`."""
     return registry.explain(target)
 
+
+def _reach_child_processes(applied: HookRegistry) -> None:
+    from hookery import processes
+
+    processes.after_applying(applied)
+
+
+observers.append(_reach_child_processes)
 
 _LOADED_WHEN_ASKED_FOR = {
     "ExplainedHook": "explanation",

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextvars
 import os
 import sys
-import types
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -30,6 +28,8 @@ from hookery.hooks import (
     MissedHookWarning,
     TargetNotFoundError,
 )
+from hookery.naming import is_same, name_of, why_local
+from hookery.reporting import warn
 from hookery.targets import Pending, Target, TargetKind, again, resolve, validate_name
 from hookery.versions import check_specifier, check_versions_are_known, outside_versions
 
@@ -126,7 +126,7 @@ class HookRegistry:
             new = Hook(target, hook, hook_type, source, priority, next_order(), reason, counted)
             new.engine_asked, new.on_error, new.versions = engine, on_error, versions
             new.subclasses = subclasses
-            older = next((other for other in self._hooks if _is_same(other, new)), None)
+            older = next((other for other in self._hooks if is_same(other, new)), None)
             if older is not None and older.state is not HookState.REVERTED and older.function is hook:
                 if _options(older) != _options(new):
                     known = " and ".join(f"{name} {value!r}" for name, value in _options(older).items())
@@ -244,7 +244,9 @@ class HookRegistry:
             notes += patches.take_notes()
         if strict:  # the caller hears of it as an error
             notes = [note for note in notes if not isinstance(note, MissedHookWarning)]
-        _warn(notes, inside_import=completed is not None)
+        for observe in observers:
+            observe(self)
+        warn(notes, never_raise=completed is not None)
         return failures
 
     def _resolve(
@@ -301,7 +303,7 @@ class HookRegistry:
                 raise HookError(f"nothing to revert: no hook is registered for {wanted}")
             self.take_back(chosen)
             notes = patches.take_notes()
-        _warn(notes)
+        warn(notes)
 
     def take_back(self, hooks: list[Hook]) -> None:
         """As :meth:`revert`, for certain hooks."""
@@ -343,14 +345,28 @@ class HookRegistry:
         """
         if unreached:
             from hookery import held  # noqa: F401  (before the lock is taken)
+        from hookery import children
         from hookery.listing import HookRecord
 
+        absent = children.absent(self._hooks)
         with patches.lock:
             hooks = sorted(self._hooks, key=lambda hook: hook.order)
             found = self._unreached(hooks) if unreached else {}
             return [
-                HookRecord.of(hook, overridden_by=patches.overrides(hook), unreached=found.get(hook)) for hook in hooks
+                HookRecord.of(
+                    hook,
+                    overridden_by=patches.overrides(hook),
+                    unreached=found.get(hook),
+                    local=self.why_local(hook),
+                    absent_in=absent.get(name_of(hook), ()),
+                )
+                for hook in hooks
             ]
+
+    def why_local(self, hook: Hook) -> str | None:
+        """Why ``hook`` stays in this process, or ``None`` if child processes have it too."""
+        from_plugin = (hook.source.distribution or "", hook.source.name) in self.loaded_plugins
+        return None if from_plugin or hook.state is HookState.REVERTED else why_local(hook)
 
     def unreached(self, target: str | None = None) -> dict[str, list[str]]:
         """Who still holds the original of a hooked target, and so calls past the hooks: the addresses, by target.
@@ -461,7 +477,14 @@ ON_ERROR = ("raise", "warn", "disable")
 _WAITING = (HookState.PENDING, HookState.MISSED)
 # Those that have hooks: patches outlive whoever forgets his registry, and a reload has to hook again.
 _registries: dict[HookRegistry, None] = {}
+# Called with a registry after its hooks were applied, and when a module that they wait for was imported.
+observers: list[Callable[[HookRegistry], object]] = []
 _orders = iter(range(1, 2**62))
+
+
+def live_registries() -> list[HookRegistry]:
+    """The registries that have hooks."""
+    return list(_registries)
 
 
 def next_order() -> int:
@@ -517,25 +540,6 @@ def _place(target: str) -> Target | None:
     return found if isinstance(found, Target) else None
 
 
-def _is_same(one: Hook, other: Hook) -> bool:
-    """Whether two registrations are one hook: the same object, or one importable function that was made again."""
-    if _plain(one.target) != _plain(other.target) or one.type is not other.type:
-        return False
-    if one.function is other.function:
-        return True
-    name = _importable_name(one.function)
-    return name is not None and name == _importable_name(other.function)
-
-
-def _importable_name(function: HookFunction) -> tuple[str, str] | None:
-    if not isinstance(function, (types.FunctionType, type)):
-        return None
-    name = function.__qualname__
-    if "<locals>" in name or "<lambda>" in name:
-        return None
-    return ("__main__" if function.__module__ == "__mp_main__" else function.__module__, name)
-
-
 def _on_executed(module: str) -> None:
     """Called inside the import of ``module``, right after its code has run: apply what waited for it."""
     with patches.lock:
@@ -549,26 +553,11 @@ def _on_executed(module: str) -> None:
             HookWarning(f"hooks of {source} were taken back while {module} was imported: {error}")
             for source, error in failures
         ]
-        _warn(notes, inside_import=True)
-
-
-def warn_or_print(notes: list[HookWarning]) -> None:
-    """Warn where nothing may raise."""
-    _warn(notes, inside_import=True)
-
-
-def _warn(notes: list[HookWarning], *, inside_import: bool = False) -> None:
-    """Warn without any lock held. Where warnings are errors they are printed inside an import, which must not fail."""
-    for note in notes:
-        try:
-            warnings.warn(note, stacklevel=3)
-        except HookWarning:
-            if not inside_import:
-                raise
-            print(f"{type(note).__name__}: {note}", file=sys.stderr)
+        warn(notes, never_raise=True)
 
 
 _watcher = ImportWatcher(_on_executed)
+_HANDS_DOWN = "multiprocessing.process"  # what stands here has to be known to the processes that it starts
 
 
 def watch_imports() -> None:
@@ -577,6 +566,8 @@ def watch_imports() -> None:
     for registry in list(_registries):
         for target in registry.live_targets():
             modules.update(modules_to_watch(target))
+    if modules and _HANDS_DOWN not in sys.modules:
+        modules.add(_HANDS_DOWN)
     _watcher.watch(frozenset(modules))
 
 
