@@ -22,7 +22,7 @@ class Reports:
     def __init__(self) -> None:
         self._descriptor: int | None = None
         self._identity: tuple[int, int] | None = None
-        self._last: tuple[int, str] | None = None
+        self._last: tuple[int, Sequence[tuple[HookName, str]]] | None = None
 
     def descriptor(self) -> int:
         """The open file; made when it is first needed."""
@@ -38,13 +38,12 @@ class Reports:
 
     def write(self, process: str, failures: Sequence[tuple[HookName, str]]) -> None:
         """Say which hooks this process does not have: all of them, in place of what it said before."""
-        import json
+        if self._last == (os.getpid(), failures) or (not failures and self._last is None):
+            return
+        self._last = (os.getpid(), list(failures))
+        import json  # which costs more than everything else here, and most processes have nothing to say
 
         entries = [[*name, why] for name, why in failures]
-        said = json.JSONEncoder().encode(entries)
-        if self._last == (os.getpid(), said) or (not failures and self._last is None):
-            return
-        self._last = (os.getpid(), said)
         line = json.JSONEncoder().encode({"pid": os.getpid(), "process": process, "failures": entries})
         os.write(self.descriptor(), line.encode() + b"\n")  # one write at the end of the file: it stays one line
 
