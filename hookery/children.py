@@ -5,6 +5,7 @@ Nothing here imports multiprocessing: where the program has not imported it, the
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 import weakref
@@ -77,8 +78,6 @@ class Reports:
 
 
 def _open_nameless() -> int:
-    import fcntl
-
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("hookery")
     else:
