@@ -30,7 +30,7 @@ from hookery.hooks import (
     PluginError,
     TargetNotFoundError,
 )
-from hookery.locking import lock
+from hookery.locking import importing
 from hookery.plugins import load_plugins
 from hookery.registry import HookRegistry, observers, registry
 
@@ -77,9 +77,7 @@ def explain(target: str) -> Explanation:
 
 
 def _reach_child_processes(applied: HookRegistry) -> None:
-    # A fork waits for this lock: a child that is forked in the middle of an import could never import that module. The
-    # module imports only what is hookery's own.
-    with lock:
+    with importing:
         from hookery import processes
     processes.after_applying(applied)
 
