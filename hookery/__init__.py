@@ -30,8 +30,9 @@ from hookery.hooks import (
     PluginError,
     TargetNotFoundError,
 )
+from hookery.locking import importing
 from hookery.plugins import load_plugins
-from hookery.registry import HookRegistry, registry
+from hookery.registry import HookRegistry, observers, registry
 
 if TYPE_CHECKING:
     from hookery.explanation import ExplainedHook, Explanation, Problem
@@ -74,6 +75,14 @@ def explain(target: str) -> Explanation:
     """What stands at ``target`` and why; see :meth:`HookRegistry.explain`."""
     return registry.explain(target)
 
+
+def _reach_child_processes(applied: HookRegistry) -> None:
+    with importing:
+        from hookery import processes
+    processes.after_applying(applied)
+
+
+observers.append(_reach_child_processes)
 
 _LOADED_WHEN_ASKED_FOR = {
     "ExplainedHook": "explanation",

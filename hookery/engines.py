@@ -3,9 +3,10 @@
 ============  ===================================================================================================
 generated     a plain Python function, behind the same descriptor as the original. It stays a real function: it
               pickles, copies, compiles, introspects as the original did.
-wrapt         one ``wrapt.FunctionWrapper``: keeps C functions, callable objects and other descriptors whole. Imported
-              when first needed. ``torch.compile`` calls most of them outside its graphs, and refuses with
-              ``fullgraph=True``; it takes a ``functools.partial`` apart, so compiled code calls past its hooks.
+wrapt         one ``wrapt.FunctionWrapper``: keeps C functions, callable objects and other descriptors whole; it
+              pickles and copies by name (:mod:`hookery.cargo`). Imported when first needed. ``torch.compile`` calls
+              most of them outside its graphs, and refuses with ``fullgraph=True``; it takes a ``functools.partial``
+              apart, so compiled code calls past its hooks.
 inplace       the original itself, with other code: whoever holds it is reached.
 class         a replaced class: the replacement itself stands at the name.
 ============  ===================================================================================================
@@ -30,6 +31,7 @@ from typing import Any, Final, Protocol
 
 from hookery import signatures
 from hookery.callees import Callee
+from hookery.cargo import wrapper_class
 from hookery.chain import fuse
 from hookery.fused import Fused
 from hookery.hooks import HookError
@@ -84,6 +86,14 @@ def choose(target: Target, asked: str) -> tuple[str, str]:
     return ENGINE_GENERATED, "a plain Python function: what stands for it is one too"
 
 
+def needed(target: Target, asked: str) -> str:
+    """The engine for a target; what was asked for where :func:`choose` would raise, which applying does then."""
+    try:
+        return choose(target, asked)[0]
+    except (HookError, TypeError):
+        return asked
+
+
 def _why_not_generated(target: Target) -> str | None:
     """What the target is, if it is no plain function behind one of Python's own descriptors."""
     raw = target.raw
@@ -106,7 +116,7 @@ def prepare(needed: set[str]) -> None:
     import inspect  # noqa: F401
 
     if ENGINE_WRAPT in needed:
-        _wrapper_class()
+        wrapper_class()
 
 
 class StandIn(Protocol):
@@ -302,36 +312,6 @@ class InPlace:
             vars(self.function).pop("__signature__", None)
 
 
-@functools.cache
-def _wrapper_class() -> type:
-    import wrapt
-
-    class Bound(wrapt.BoundFunctionWrapper):  # type: ignore[type-arg,misc,unused-ignore]
-        """What a method of a hooked class is."""
-
-        __slots__ = ()
-        # Else torch.compile takes it for the function that it says it is, and leaves the hooks out without a word.
-        _torchdynamo_disable = True
-
-    class Wrapper(wrapt.FunctionWrapper):  # type: ignore[type-arg,misc,unused-ignore]
-        """A hooked callable. It pickles and copies as the name it stands at, as the original did."""
-
-        # Said outright: of a subclass wrapt's C code asks for it, and the failing look-up costs as much as the call.
-        __bound_function_wrapper__ = Bound
-        _torchdynamo_disable = True
-
-        def __reduce_ex__(self, protocol: Any) -> str:
-            return str(self.__qualname__)
-
-        def __copy__(self) -> Any:
-            return self
-
-        def __deepcopy__(self, memo: Any) -> Any:
-            return self
-
-    return Wrapper
-
-
 class Wrapped:
     """A ``wrapt.FunctionWrapper``, whatever the number of hooks."""
 
@@ -349,7 +329,7 @@ class Wrapped:
         if of_c_class:  # bound through an instance it does not say to which class: a classmethod does
             original = self.callee.original
             wrapped = functools.update_wrapper(lambda *args, **kwargs: original(*args, **kwargs), wrapped)
-        wrapper = _wrapper_class()(wrapped, self._wrapper(target.binds))
+        wrapper = wrapper_class()(wrapped, self._wrapper(target.binds), target.name, self)
         self.value = _behind_descriptor(target, wrapper) if in_descriptor else wrapper
         if of_c_class:
             self.value = classmethod(wrapper)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hookery import chain, engines, locking, own_modules, raw, reach, retired
-from hookery.fitting import check_fit, set_attribute
+from hookery.fitting import assign, check_fit, set_attribute
 from hookery.fused import Fused
 from hookery.hooks import Hook, HookError, HookState, HookType, HookWarning, MissedHookWarning, TargetNotFoundError
 from hookery.reach import Holder
@@ -405,7 +405,7 @@ def _looking_after_own_modules(patch: Patch, active: list[Hook]) -> Callable[[],
 
 def _own_modules(patch: Patch) -> list[dict[str, Any]]:
     """The globals of the hooks' own modules, but for the target's own."""
-    of_target = raw.namespace(patch.target.owner) if raw.is_module(patch.target.owner) else None
+    of_target = raw.module_globals(patch.target.owner)
     found = {id(namespace): namespace for hook in patch.hooks if (namespace := hook.own_globals()) is not None}
     return [namespace for namespace in found.values() if namespace is not of_target]
 
@@ -563,7 +563,7 @@ def _restore(patch: Patch) -> None:
     elif target.inherited:
         delattr(target.owner, target.attribute)
     else:
-        setattr(target.owner, target.attribute, patch.original)
+        assign(target, patch.original)
     for holder in patch.holders:
         holder.exchange(patch.stand_in, patch.original)
     if not target.inherited:

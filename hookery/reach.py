@@ -7,7 +7,7 @@ through module dictionaries, so nobody's code runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from hookery import raw
@@ -82,8 +82,7 @@ def rebind(wishes: Iterable[Rebinding]) -> list[tuple[Rebinding, Holder]]:
     done: list[tuple[Rebinding, Holder]] = []
     if not by_identity:
         return done
-    for module_name, module in sys.modules.copy().items():
-        namespace = raw.namespace(module)  # an entry of sys.modules need not be a module
+    for module_name, namespace in _namespaces():
         if namespace is None or not _holds_any(namespace, identities):
             continue
         for name, value in namespace.copy().items():
@@ -97,6 +96,13 @@ def rebind(wishes: Iterable[Rebinding]) -> list[tuple[Rebinding, Holder]]:
 def is_internal(name: Any) -> bool:
     """Whether it is a name under which a function hooked in place finds its hooks, in the globals of its module."""
     return type(name) is str and name.startswith("__hookery_")
+
+
+def _namespaces() -> Iterator[tuple[str, dict[str, Any] | None]]:
+    for module_name, module in sys.modules.copy().items():
+        yield module_name, raw.namespace(module)  # an entry of sys.modules need not be a module
+    if "__mp_main__" in sys.modules:
+        yield "__mp_main__", raw.main_globals_apart()
 
 
 def _holds_any(namespace: dict[str, Any], identities: frozenset[int]) -> bool:

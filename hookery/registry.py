@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextvars
 import os
 import sys
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, overload
 
 from hookery import engines, own_modules, patches, reloading
 from hookery.deferred import ImportWatcher, modules_to_watch
+from hookery.fitting import check_options
 from hookery.hooks import (
     Hook,
     HookApplyError,
@@ -24,10 +25,13 @@ from hookery.hooks import (
     HookState,
     HookType,
     HookWarning,
+    LoadedPlugin,
     MissedHookWarning,
     TargetNotFoundError,
 )
 from hookery.lazies import LazyWatcher
+from hookery.naming import name_of, why_local
+from hookery.reporting import warn
 from hookery.sameness import is_same, options_of, plain_name
 from hookery.targets import Pending, Target, TargetKind, again, resolve, validate_name
 from hookery.versions import check_specifier, check_versions_are_known, outside_versions
@@ -52,7 +56,7 @@ class HookRegistry:
 
     def __init__(self, *, counting: bool | None = None) -> None:
         self.counting = os.environ.get("HOOKERY_COUNT") == "1" if counting is None else counting
-        self.loaded_plugins: set[tuple[str, str]] = set()
+        self.loaded_plugins: dict[tuple[str, str], LoadedPlugin] = {}  # by key, in the order of loading
         self._hooks: list[Hook] = []
 
     @overload
@@ -118,25 +122,7 @@ class HookRegistry:
                 that there are, or the hook is registered already with other options.
         """
         validate_name(target)
-        if not isinstance(hook_type, HookType):
-            raise TypeError(f"hook type of {hook!r} on {target}: {hook_type!r} is not a HookType")
-        if not callable(hook):
-            raise TypeError(f"{hook!r} on {target} is not callable")
-        if isinstance(hook, type) and hook_type is not HookType.REPLACE:
-            raise TypeError(
-                f"the class {hook.__qualname__} on {target}: a class can only REPLACE, not {hook_type.name}"
-            )
-        if isinstance(priority, bool) or not isinstance(priority, int):
-            raise TypeError(f"priority of {hook!r} on {target} is {priority!r}; it must be an int")
-        if engine not in engines.ENGINES:
-            raise ValueError(f"engine of {hook!r} on {target} is {engine!r}; it can be {_one_of(engines.ENGINES)}")
-        if on_error not in ON_ERROR:
-            raise ValueError(f"on_error of {hook!r} on {target} is {on_error!r}; it can be {_one_of(ON_ERROR)}")
-        if on_error != "raise" and hook_type in (HookType.AROUND, HookType.REPLACE):
-            raise TypeError(
-                f"on_error of {hook!r} on {target} is {on_error!r}; an error of {hook_type.name} hooks can only be"
-                " raised, because there is no result without them"
-            )
+        check_options(target, hook, hook_type, priority=priority, engine=engine, on_error=on_error)
         if versions is not None:
             check_specifier(versions)
         loading = _loading.get()
@@ -144,7 +130,7 @@ class HookRegistry:
             source = loading.source if loading else HookSource(getattr(hook, "__module__", None) or "code")
         counted = self.counting if count is None else count
         with patches.lock:
-            new = Hook(target, hook, hook_type, source, priority, _next_order(), reason, counted)
+            new = Hook(target, hook, hook_type, source, priority, next_order(), reason, counted)
             new.engine_asked, new.on_error, new.versions = engine, on_error, versions
             new.subclasses = subclasses
             older = next((other for other in self._hooks if is_same(other, new)), None)
@@ -235,11 +221,11 @@ class HookRegistry:
             elif isinstance(outcome, Exception) and (strict or not isinstance(outcome, TargetNotFoundError)):
                 failures.append((hook.source, outcome))
         if resolved:
-            engines.prepare({_engine_needed(hook, target) for hook, target in resolved})
+            engines.prepare({engines.needed(target, hook.engine_asked) for hook, target in resolved})
         with patches.lock:
             own_modules.forget()
             # Classes first, outermost first: a member hook belongs to whichever class stands at the name.
-            resolved.sort(key=lambda pair: _class_depth(pair[1]))
+            resolved.sort(key=lambda pair: pair[1].class_depth)
             failed = {source for source, _ in failures}
             subclasses_hooked = False
             a_class_was_replaced = False
@@ -272,7 +258,9 @@ class HookRegistry:
         _give_back(left)
         if strict:  # the caller hears of it as an error
             notes = [note for note in notes if not isinstance(note, MissedHookWarning)]
-        _warn(notes, inside_import=completed is not None or made is not None)
+        for observe in observers:
+            observe(self)
+        warn(notes, never_raise=completed is not None or made is not None)
         return failures
 
     def _resolve(
@@ -329,13 +317,23 @@ class HookRegistry:
             if not chosen and (target is not None or source is not None):
                 wanted = " of ".join(str(part) for part in (target, source) if part is not None)
                 raise HookError(f"nothing to revert: no hook is registered for {wanted}")
-            self._take_off(chosen)
-            for hook in chosen:
-                hook.state, hook.detail = HookState.REVERTED, ""
-            self._after_removal()
-            left, notes = patches.take_left(), patches.take_notes()
+            left = self._withdraw(chosen)
+            notes = patches.take_notes()
         _give_back(left)
-        _warn(notes)
+        warn(notes)
+
+    def take_back(self, hooks: list[Hook]) -> None:
+        """As :meth:`revert`, for certain hooks."""
+        with patches.lock:
+            left = self._withdraw(hooks)
+        _give_back(left)
+
+    def _withdraw(self, hooks: list[Hook]) -> list[patches.Patch]:
+        self._take_off(hooks)
+        for hook in hooks:
+            hook.state, hook.detail = HookState.REVERTED, ""
+        self._after_removal()
+        return patches.take_left()
 
     def _after_removal(self) -> None:
         patches.settle()
@@ -371,14 +369,28 @@ class HookRegistry:
         """
         if unreached:
             from hookery import held  # noqa: F401  (before the lock is taken)
+        from hookery import children
         from hookery.listing import HookRecord
 
+        absent = children.absent(self._hooks)
         with patches.lock:
             hooks = sorted(self._hooks, key=lambda hook: hook.order)
             found = self._unreached(hooks) if unreached else {}
             return [
-                HookRecord.of(hook, overridden_by=patches.overrides(hook), unreached=found.get(hook)) for hook in hooks
+                HookRecord.of(
+                    hook,
+                    overridden_by=patches.overrides(hook),
+                    unreached=found.get(hook),
+                    local=self.why_local(hook),
+                    absent_in=absent.get(name_of(hook), ()),
+                )
+                for hook in hooks
             ]
+
+    def why_local(self, hook: Hook) -> str | None:
+        """Why ``hook`` stays in this process, or ``None`` if child processes have it too."""
+        from_plugin = (hook.source.distribution or "", hook.source.name) in self.loaded_plugins
+        return None if from_plugin or hook.state is HookState.REVERTED else why_local(hook)
 
     def unreached(self, target: str | None = None) -> dict[str, list[str]]:
         """Who still holds the original of a hooked target, and so calls past the hooks: the addresses, by target.
@@ -457,6 +469,10 @@ class HookRegistry:
             for hook, hooked in on.items()
         }
 
+    def hooks(self) -> list[Hook]:
+        """The hooks themselves, those that were taken back too."""
+        return list(self._hooks)
+
     def live_targets(self) -> list[str]:
         """The targets of all hooks that were not taken back."""
         return [hook.target for hook in self._hooks if hook.state is not HookState.REVERTED]
@@ -482,31 +498,22 @@ class HookRegistry:
                 patches.remove(patch, hooks)
 
 
-ON_ERROR = ("raise", "warn", "disable")
 _WAITING = (HookState.PENDING, HookState.MISSED)
 # Those that have hooks: patches outlive whoever forgets his registry, and a reload has to hook again.
 _registries: dict[HookRegistry, None] = {}
+# Called with a registry after its hooks were applied, and when a module that they wait for was imported.
+observers: list[Callable[[HookRegistry], object]] = []
 _orders = iter(range(1, 2**62))
 
 
-def _next_order() -> int:
+def live_registries() -> list[HookRegistry]:
+    """The registries that have hooks."""
+    return list(_registries)
+
+
+def next_order() -> int:
+    """The place of a hook that is registered now, among those of all registries."""
     return next(_orders)
-
-
-def _engine_needed(hook: Hook, target: Target) -> str:
-    try:
-        return engines.choose(target, hook.engine_asked)[0]
-    except (HookError, TypeError):
-        return hook.engine_asked  # applying says what is wrong
-
-
-def _class_depth(target: Target) -> tuple[bool, int]:
-    is_class = target.kind is TargetKind.CLASS
-    return (not is_class, target.qualname.count(".") if is_class else 0)
-
-
-def _one_of(choices: tuple[str, ...]) -> str:
-    return f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
 
 
 def _names(hook: Hook, target: str) -> bool:
@@ -546,7 +553,7 @@ def _on_made(package: str, attribute: str) -> None:
 
 def _report(failures: list[Failure], when: str) -> None:
     notes = [HookWarning(f"hooks of {source} were taken back {when}: {error}") for source, error in failures]
-    _warn(notes, inside_import=True)
+    warn(notes, never_raise=True)
 
 
 def _give_back(left: list[patches.Patch]) -> None:
@@ -557,19 +564,9 @@ def _give_back(left: list[patches.Patch]) -> None:
             patches.give_back(left)
 
 
-def _warn(notes: list[HookWarning], *, inside_import: bool = False) -> None:
-    """Warn without any lock held. Where warnings are errors they are printed inside an import, which must not fail."""
-    for note in notes:
-        try:
-            warnings.warn(note, stacklevel=3)
-        except HookWarning:
-            if not inside_import:
-                raise
-            print(f"{type(note).__name__}: {note}", file=sys.stderr)
-
-
 _watcher = ImportWatcher(_on_executed)
 _lazy_watcher = LazyWatcher(_on_made)
+_HANDS_DOWN = "multiprocessing.process"  # what stands here has to be known to the processes that it starts
 
 
 def watch_imports() -> None:
@@ -579,6 +576,8 @@ def watch_imports() -> None:
     for registry in list(_registries):
         for target in registry.live_targets():
             modules.update(modules_to_watch(target))
+    if modules and _HANDS_DOWN not in sys.modules:
+        modules.add(_HANDS_DOWN)
     _watcher.watch(frozenset(modules))
     attributes: dict[str, set[str]] = {}
     for hook in (hook for registry in list(_registries) for hook in registry._hooks):

@@ -6,6 +6,7 @@ import types
 from typing import Any
 
 from hookery.hooks import Hook, HookFunction
+from hookery.naming import module_name_of
 
 
 def is_same(one: Hook, other: Hook) -> bool:
@@ -24,7 +25,7 @@ def _importable_name(function: HookFunction) -> tuple[str, str] | None:
     name = function.__qualname__
     if "<locals>" in name or "<lambda>" in name:
         return None
-    return ("__main__" if function.__module__ == "__mp_main__" else function.__module__, name)
+    return (module_name_of(function), name)
 
 
 def options_of(hook: Hook) -> dict[str, Any]:

@@ -59,6 +59,12 @@ class Target:
         return f"{self.module}:{self.qualname}"
 
     @property
+    def class_depth(self) -> tuple[bool, int]:
+        """Sort key: classes first, outermost first."""
+        is_class = self.kind is TargetKind.CLASS
+        return (not is_class, self.qualname.count(".") if is_class else 0)
+
+    @property
     def binds(self) -> bool:
         """Whether looking it up on an instance or class adds a first argument, which hooks see as ``args[0]``."""
         if self.kind in (TargetKind.PROPERTY, TargetKind.CACHED_PROPERTY):

@@ -63,17 +63,29 @@ def run_python(
         environment: variables to add; the caller's own `HOOKERY_*` variables are not passed on.
         fails: expect a non-zero exit status, and return what went to standard error.
     """
+    done = start_python([*options, "-c", textwrap.dedent(source)], path=path, environment=environment)
+    assert (done.returncode != 0) is fails, done.stderr + done.stdout
+    return done.stderr if fails else done.stdout
+
+
+def start_python(
+    arguments: Sequence[str],
+    *,
+    path: Sequence[Path] = (),
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a fresh interpreter to its end, in the working directory `folder`; arguments and the rest as above."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("HOOKERY_")}
     variables["PYTHONPATH"] = os.pathsep.join(map(str, [*path, ROOT]))
     variables["PYTHONDONTWRITEBYTECODE"] = "1"
     variables.update(environment or {})
-    done = subprocess.run(
-        [sys.executable, *options, "-c", textwrap.dedent(source)],
+    return subprocess.run(
+        [sys.executable, *arguments],
         env=variables,
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    assert (done.returncode != 0) is fails, done.stderr + done.stdout
-    return done.stderr if fails else done.stdout

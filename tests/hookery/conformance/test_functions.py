@@ -90,7 +90,7 @@ def is_a_function(shop: Any, original: Any) -> None:
 def pickles(shop: Any, original: Any) -> None:
     for found in (shop.price, shop.Till.sell, shop.till.sell, shop.Till.open, shop.Till.quote):
         loaded = pickle.loads(pickle.dumps(found))
-        arguments = (shop.till, "tea") if found is shop.Till.sell else ("tea",)
+        arguments = (shop.till, "tea") if found == shop.Till.sell else ("tea",)
         assert loaded(*arguments).endswith("!")
 
 
@@ -206,11 +206,11 @@ def names_itself_in_a_traceback(shop: Any, original: Any) -> None:
 # The limits of the engines, and what comes of them; without an entry an engine has none.
 CHECKS: dict[Check, dict[str, type[BaseException]]] = {
     is_a_function: {WRAPT: AssertionError},
-    pickles: {WRAPT: NotImplementedError},
-    pickles_where_inherited: {WRAPT: NotImplementedError},
+    pickles: {},
+    pickles_where_inherited: {},
     copies: {},
     pickles_a_stale_reference: {GENERATED: pickle.PicklingError, WRAPT: pickle.PicklingError},
-    cloudpickles_by_value: {WRAPT: AssertionError},
+    cloudpickles_by_value: {},
     holds_weakly: {WRAPT: TypeError},
     holds_accessors_weakly: {},
     is_recognised: {},
@@ -275,16 +275,17 @@ def test_in_place_refuses_what_is_inherited(target: str, shop: types.ModuleType,
 @pytest.mark.cell
 @pytest.mark.parametrize("engine", FUNCTION_ENGINES)
 def test_it_is_the_target_of_a_spawned_process(modules: Modules, engine: str, does_nothing: bool) -> None:
-    modules.write(shop="import sys\ndef leave(code): sys.exit(code)")
+    modules.write(
+        shop="import sys\ndef leave(code): sys.exit(code)",
+        shop_hooks="def one_more(code): return (code + 1,), {}",
+    )
     out = run_python(
         f"""
-        import multiprocessing, shop, hookery
+        import multiprocessing, shop, shop_hooks, hookery
         from hookery import engines
         from tests.hookery.conformance.conftest import NoOp
         if {does_nothing}: engines.make_stand_in = NoOp
-        hook = hookery.registry.register(
-            "shop.leave", lambda original_fn, code: "hooked", hookery.HookType.AROUND, engine={engine!r}
-        )
+        hook = hookery.registry.register("shop.leave", shop_hooks.one_more, hookery.HookType.BEFORE, engine={engine!r})
         hookery.registry.apply_hooks()
         process = multiprocessing.get_context("spawn").Process(target=shop.leave, args=(3,))
         process.start()
@@ -297,7 +298,7 @@ def test_it_is_the_target_of_a_spawned_process(modules: Modules, engine: str, do
         """,
         path=[modules.folder, Path(__file__).parents[3]],
     )
-    assert out == "3\nhooked\n"
+    assert out == "4\n"
 
 
 @pytest.mark.cell
