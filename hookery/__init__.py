@@ -59,6 +59,7 @@ __all__ = [
     "format_table",
     "load_plugins",
     "plugin_hook",
+    "publish",
     "registry",
 ]
 
@@ -73,6 +74,20 @@ def applied_hooks(*, unreached: bool = False) -> list[HookRecord]:
 def explain(target: str) -> Explanation:
     """What stands at ``target`` and why; see :meth:`HookRegistry.explain`."""
     return registry.explain(target)
+
+
+def publish(*, role: str | None = None, unreached: bool = True) -> None:
+    """Say now what ``hookery ps`` shows of this process: where each hook stands, whether it ran and how often.
+
+    A process does so by itself when hooks are applied or taken back and when it ends; see :mod:`hookery.publication`.
+
+    Args:
+        role: what the process is to be called there from now on.
+        unreached: look for those who hold originals too, which takes tens of milliseconds.
+    """
+    from hookery import publication
+
+    publication.publish(registry, role=role, unreached=unreached)
 
 
 _LOADED_WHEN_ASKED_FOR = {

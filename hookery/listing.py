@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from hookery.hooks import Hook
@@ -73,7 +73,7 @@ class HookRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON takes it."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
 
 _COLUMNS = ("process", "target", "type", "hook", "source", "state", "ran", "calls")

@@ -243,8 +243,16 @@ class HookRegistry:
             notes += patches.take_notes()
         if strict:  # the caller hears of it as an error
             notes = [note for note in notes if not isinstance(note, MissedHookWarning)]
+        self._publish(inside_import=completed is not None)
         _warn(notes, inside_import=completed is not None)
         return failures
+
+    def _publish(self, *, inside_import: bool = False) -> None:
+        """Let other processes know, of the process's registry, what has changed. Imports nothing inside an import."""
+        if self is registry and not (inside_import and "hookery.publication" not in sys.modules):
+            from hookery import publication
+
+            publication.changed(self)
 
     def _resolve(
         self, hook: Hook, notes: list[HookWarning], *, eager: bool, completed: str | None
@@ -303,6 +311,7 @@ class HookRegistry:
                 hook.state, hook.detail = HookState.REVERTED, ""
             self._after_removal()
             notes = patches.take_notes()
+        self._publish()
         _warn(notes)
 
     def _after_removal(self) -> None:
@@ -319,6 +328,7 @@ class HookRegistry:
             with patches.lock:
                 self._hooks.clear()
                 self.loaded_plugins.clear()
+            self._publish()
 
     def discard(self, source: HookSource) -> None:
         """Forget the hooks of ``source`` as if they had not been registered: its loading failed."""
@@ -327,6 +337,11 @@ class HookRegistry:
             self._take_off(gone)
             self._hooks = [hook for hook in self._hooks if hook not in gone]
             self._after_removal()
+        self._publish()
+
+    def hooks(self) -> list[Hook]:
+        """The hooks themselves, in no certain order."""
+        return list(self._hooks)
 
     def applied_hooks(self, *, unreached: bool = False) -> list[HookRecord]:
         """Every hook of this registry, in the order of registration, as it stands now.
