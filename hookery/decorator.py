@@ -33,7 +33,7 @@ class Declaration:
         return "<locals>" in getattr(self.function, "__qualname__", "<locals>")
 
     def register(self, registry: HookRegistry) -> None:
-        registry.register(self.target, self.function, self.type, **self.options)
+        registry.register(self.target, self.function, self.type, **self.options).declared = True
 
 
 declarations: list[Declaration] = []

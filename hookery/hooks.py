@@ -86,6 +86,21 @@ class HookSource:
         )
 
 
+@dataclass(frozen=True)
+class LoadedPlugin:
+    """A plugin that was loaded, and what another process has to do to load it: import ``module``, and call
+    ``attribute`` of it if there is one."""
+
+    source: HookSource
+    module: str
+    attribute: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells plugins apart: the distribution, or "", and the name."""
+        return (self.source.distribution or "", self.source.name)
+
+
 class Mark:
     """Whether a hook ran. Of its own, because a stand-in writes it at every call, and a slot is written fastest."""
 
@@ -110,6 +125,7 @@ class Hook:
     counted: bool = False
     subclasses: bool = False  # hook what overrides the target in subclasses too
     deep: bool = False  # reach more than module globals
+    declared: bool = False  # by the decorator: importing its module registers it
     state: HookState = HookState.PENDING
     detail: str = ""
     waits_for: str | None = None  # while it is pending: the module

@@ -6,17 +6,18 @@ called without arguments and registers them. Plugins load in a fixed order: dist
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hookery import registry as registry_module
 from hookery.decorator import declarations
-from hookery.hooks import HookApplyError, HookSource, HookWarning, PluginError
+from hookery.hooks import HookApplyError, HookSource, HookWarning, LoadedPlugin, PluginError
 from hookery.registry import HookRegistry, Loading, Reach
 
 if TYPE_CHECKING:
@@ -27,15 +28,10 @@ ALLOW_LIST_VARIABLE = "HOOKERY_PLUGINS"
 
 
 @dataclass(frozen=True)
-class _Plugin:
-    source: HookSource
-    module: str
-    load: Callable[[], Any]
-    asked_for: bool
+class _Plugin(LoadedPlugin):
+    """A plugin that can be loaded."""
 
-    @property
-    def key(self) -> tuple[str, str]:
-        return (self.source.distribution or "", self.source.name)
+    asked_for: bool = False
 
 
 def load_plugins(
@@ -76,7 +72,7 @@ def load_plugins(
                 raise
             warnings.warn(str(error), HookWarning, stacklevel=2)
         else:
-            registry.loaded_plugins.add(plugin.key)
+            registry.loaded_plugins[plugin.key] = plugin
     tolerated = set() if strict else {plugin.source for plugin in _choose(modules, names) if not plugin.asked_for}
     failures = registry.apply_pending(strict=strict, eager=eager, reach=reach)
     for source, failure in failures:
@@ -111,7 +107,7 @@ def _choose(modules: Sequence[str], names: Iterable[str] | None) -> list[_Plugin
         _Plugin(
             HookSource(entry.name, _distribution(entry), entry.dist.version if entry.dist else None),
             entry.module,
-            _entry_point_loader(entry),
+            entry.attr or None,
             asked_for=allowed is not None,
         )
         for entry in installed
@@ -120,7 +116,7 @@ def _choose(modules: Sequence[str], names: Iterable[str] | None) -> list[_Plugin
     for module in modules:
         if not all(part.isidentifier() for part in module.split(".")):
             raise PluginError(f"{module!r} is not the dotted name of a module; write it as an import statement would")
-        plugins.append(_Plugin(HookSource(module), module, _module_loader(module), asked_for=True))
+        plugins.append(_Plugin(HookSource(module), module, asked_for=True))
     return plugins
 
 
@@ -128,29 +124,32 @@ def _distribution(entry: EntryPoint) -> str | None:
     return entry.dist.name if entry.dist is not None else None
 
 
-def _entry_point_loader(entry: EntryPoint) -> Callable[[], Any]:
-    def load() -> None:
-        loaded = entry.load()
-        if not entry.attr:
-            return
-        before = len(declarations)
-        loaded()
-        # The call is made again at every loading; what it imports runs its decorators only once.
-        declarations[before:] = [made for made in declarations[before:] if not made.local]
+def load_known(plugin: LoadedPlugin, registry: HookRegistry) -> None:
+    """Load one plugin that is known from elsewhere, without looking for it among those that are installed.
 
-    return load
+    Raises:
+        PluginError: it cannot be imported, or it raised.
+    """
+    _load(plugin, registry)
+    registry.loaded_plugins[plugin.key] = plugin
 
 
-def _module_loader(module: str) -> Callable[[], Any]:
-    return lambda: importlib.import_module(module)
+def _run(plugin: LoadedPlugin) -> None:
+    loaded: Any = importlib.import_module(plugin.module)
+    if plugin.attribute is None:
+        return
+    before = len(declarations)
+    functools.reduce(getattr, plugin.attribute.split("."), loaded)()
+    # The call is made again at every loading; what it imports runs its decorators only once.
+    declarations[before:] = [made for made in declarations[before:] if not made.local]
 
 
-def _load(plugin: _Plugin, registry: HookRegistry) -> None:
+def _load(plugin: LoadedPlugin, registry: HookRegistry) -> None:
     """Import (or call) the plugin with its hooks attributed to it; on an error nothing of it stays registered."""
     token = registry_module._loading.set(Loading(registry, plugin.source))
     before = len(declarations)
     try:
-        plugin.load()
+        _run(plugin)
         # Decorators run once per import: what was imported before declares again what it declared then.
         for declaration in declarations[:before]:
             module = declaration.module

@@ -26,6 +26,7 @@ from hookery.hooks import (
     HookState,
     HookType,
     HookWarning,
+    LoadedPlugin,
     MissedHookWarning,
     TargetNotFoundError,
 )
@@ -50,7 +51,7 @@ class HookRegistry:
 
     def __init__(self, *, counting: bool | None = None) -> None:
         self.counting = os.environ.get("HOOKERY_COUNT") == "1" if counting is None else counting
-        self.loaded_plugins: set[tuple[str, str]] = set()
+        self.loaded_plugins: dict[tuple[str, str], LoadedPlugin] = {}  # by key, in the order of loading
         self._hooks: list[Hook] = []
 
     def register(
@@ -122,7 +123,7 @@ class HookRegistry:
             source = loading.source if loading else HookSource(getattr(hook, "__module__", None) or "code")
         counted = self.counting if count is None else count
         with patches.lock:
-            new = Hook(target, hook, hook_type, source, priority, _next_order(), reason, counted)
+            new = Hook(target, hook, hook_type, source, priority, next_order(), reason, counted)
             new.engine_asked, new.on_error, new.versions = engine, on_error, versions
             new.subclasses = subclasses
             older = next((other for other in self._hooks if _is_same(other, new)), None)
@@ -306,13 +307,18 @@ class HookRegistry:
             if not chosen and (target is not None or source is not None):
                 wanted = " of ".join(str(part) for part in (target, source) if part is not None)
                 raise HookError(f"nothing to revert: no hook is registered for {wanted}")
-            self._take_off(chosen)
-            for hook in chosen:
-                hook.state, hook.detail = HookState.REVERTED, ""
-            self._after_removal()
+            self.take_back(chosen)
             notes = patches.take_notes()
         self._publish()
         _warn(notes)
+
+    def take_back(self, hooks: list[Hook]) -> None:
+        """As :meth:`revert`, for certain hooks."""
+        with patches.lock:
+            self._take_off(hooks)
+            for hook in hooks:
+                hook.state, hook.detail = HookState.REVERTED, ""
+            self._after_removal()
 
     def _after_removal(self) -> None:
         patches.settle()
@@ -438,6 +444,10 @@ class HookRegistry:
             for hook, hooked in on.items()
         }
 
+    def hooks(self) -> list[Hook]:
+        """The hooks themselves, those that were taken back too."""
+        return list(self._hooks)
+
     def live_targets(self) -> list[str]:
         """The targets of all hooks that were not taken back."""
         return [hook.target for hook in self._hooks if hook.state is not HookState.REVERTED]
@@ -469,7 +479,8 @@ _registries: dict[HookRegistry, None] = {}
 _orders = iter(range(1, 2**62))
 
 
-def _next_order() -> int:
+def next_order() -> int:
+    """The place of a hook that is registered now, among those of all registries."""
     return next(_orders)
 
 
@@ -554,6 +565,11 @@ def _on_executed(module: str) -> None:
             for source, error in failures
         ]
         _warn(notes, inside_import=True)
+
+
+def warn_or_print(notes: list[HookWarning]) -> None:
+    """Warn where nothing may raise."""
+    _warn(notes, inside_import=True)
 
 
 def _warn(notes: list[HookWarning], *, inside_import: bool = False) -> None:
