@@ -1,11 +1,12 @@
 """A process says which hooks it has, where other processes of its user can read it: see :mod:`hookery.state_files`.
 
-What changes rarely (which hooks are applied, pending or missed) is written when it changes. Whether each hook ran, how often,
-and who is not reached is written when the process ends, when it calls :func:`publish`, and when it is sent the signal that
-``HOOKERY_SIGNAL`` names, if the user has named one: nothing is added to a call, and there is no thread.
+What changes rarely (which hooks are applied, pending or missed) is written when it changes. Whether each hook ran,
+how often, and who is not reached is written when the process ends, when it calls :func:`publish`, and when it is sent
+the signal that ``HOOKERY_SIGNAL`` names, if the user has named one: nothing is added to a call, and there is no
+thread.
 
-The signal is handled only where that disturbs nobody: in the main thread, and if the program has no handler for it at that
-time. A program that installs one of its own later is then not asked any more.
+The signal is handled only where that disturbs nobody: in the main thread, and if the program has no handler for it at
+that time. A program that installs one of its own later is then not asked any more.
 
 A process that cannot write warns once and goes on. ``HOOKERY_PUBLISH=0`` turns all of it off.
 """
@@ -131,6 +132,7 @@ def _write(*, unreached: bool = False, ended: bool = False) -> None:
         head = {
             "format": state_files.FORMAT,
             "pid": identity.pid,
+            "start": identity.start,
             "parent": os.getppid(),
             "stack": identity.stack,
             "role": _state.role_said,

@@ -30,6 +30,7 @@ from hookery.hooks import (
     MissedHookWarning,
     TargetNotFoundError,
 )
+from hookery.registrations import dotted, is_same, options_of
 from hookery.targets import Pending, Target, TargetKind, again, resolve, validate_name
 from hookery.versions import check_specifier, check_versions_are_known, outside_versions
 
@@ -126,10 +127,10 @@ class HookRegistry:
             new = Hook(target, hook, hook_type, source, priority, next_order(), reason, counted)
             new.engine_asked, new.on_error, new.versions = engine, on_error, versions
             new.subclasses = subclasses
-            older = next((other for other in self._hooks if _is_same(other, new)), None)
+            older = next((other for other in self._hooks if is_same(other, new)), None)
             if older is not None and older.state is not HookState.REVERTED and older.function is hook:
-                if _options(older) != _options(new):
-                    known = " and ".join(f"{name} {value!r}" for name, value in _options(older).items())
+                if options_of(older) != options_of(new):
+                    known = " and ".join(f"{name} {value!r}" for name, value in options_of(older).items())
                     raise ValueError(
                         f"{older.describe()} is registered already, with {known}; revert it first to change them"
                     )
@@ -250,10 +251,15 @@ class HookRegistry:
 
     def _publish(self, *, inside_import: bool = False) -> None:
         """Let other processes know, of the process's registry, what has changed. Imports nothing inside an import."""
-        if self is registry and not (inside_import and "hookery.publication" not in sys.modules):
+        global _publication
+        if self is not registry:
+            return
+        if _publication is None and not inside_import:
             from hookery import publication
 
-            publication.changed(self)
+            _publication = publication
+        if _publication is not None:
+            _publication.changed(self)
 
     def _resolve(
         self, hook: Hook, notes: list[HookWarning], *, eager: bool, completed: str | None
@@ -344,10 +350,6 @@ class HookRegistry:
             self._hooks = [hook for hook in self._hooks if hook not in gone]
             self._after_removal()
         self._publish()
-
-    def hooks(self) -> list[Hook]:
-        """The hooks themselves, in no certain order."""
-        return list(self._hooks)
 
     def applied_hooks(self, *, unreached: bool = False) -> list[HookRecord]:
         """Every hook of this registry, in the order of registration, as it stands now.
@@ -476,6 +478,7 @@ ON_ERROR = ("raise", "warn", "disable")
 _WAITING = (HookState.PENDING, HookState.MISSED)
 # Those that have hooks: patches outlive whoever forgets his registry, and a reload has to hook again.
 _registries: dict[HookRegistry, None] = {}
+_publication: types.ModuleType | None = None  # once it is imported; that may itself import what a hook waits for
 _orders = iter(range(1, 2**62))
 
 
@@ -496,31 +499,15 @@ def _class_depth(target: Target) -> tuple[bool, int]:
     return (not is_class, target.qualname.count(".") if is_class else 0)
 
 
-def _options(hook: Hook) -> dict[str, Any]:
-    """What a second registration of the same hook has to agree with."""
-    return {
-        "priority": hook.priority,
-        "engine": hook.engine_asked,
-        "on_error": hook.on_error,
-        "reason": hook.reason,
-        "versions": hook.versions,
-        "subclasses": hook.subclasses,
-    }
-
-
 def _one_of(choices: tuple[str, ...]) -> str:
     return f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
 
 
-def _plain(target: str) -> str:
-    return target.replace(":", ".")
-
-
 def _names(hook: Hook, target: str) -> bool:
     """Whether ``target`` is a name of what the hook is on."""
-    if _plain(hook.target) == _plain(target):
+    if dotted(hook.target) == dotted(target):
         return True
-    return any(_plain(patch.target.name) == _plain(target) for patch in patches.patches_of(hook))
+    return any(dotted(patch.target.name) == dotted(target) for patch in patches.patches_of(hook))
 
 
 def _place(target: str) -> Target | None:
@@ -530,25 +517,6 @@ def _place(target: str) -> Target | None:
     except (HookError, TypeError):
         return None
     return found if isinstance(found, Target) else None
-
-
-def _is_same(one: Hook, other: Hook) -> bool:
-    """Whether two registrations are one hook: the same object, or one importable function that was made again."""
-    if _plain(one.target) != _plain(other.target) or one.type is not other.type:
-        return False
-    if one.function is other.function:
-        return True
-    name = _importable_name(one.function)
-    return name is not None and name == _importable_name(other.function)
-
-
-def _importable_name(function: HookFunction) -> tuple[str, str] | None:
-    if not isinstance(function, (types.FunctionType, type)):
-        return None
-    name = function.__qualname__
-    if "<locals>" in name or "<lambda>" in name:
-        return None
-    return ("__main__" if function.__module__ == "__mp_main__" else function.__module__, name)
 
 
 def _on_executed(module: str) -> None:

@@ -4,10 +4,10 @@ The program is executed in place of this process with a ``sitecustomize`` of our
 imports when it starts; so it is ``__main__`` as ever, and its signals and its exit status are its own. Nothing else is
 changed, and nothing outside the program.
 
-Out of reach are processes whose Python does not look at ``PYTHONPATH`` or imports no ``sitecustomize`` (the options ``-I``,
-``-E`` and ``-S``), those that are started with an environment without our variables, and programs that embed Python so.
-What can be seen of that is an error before the program starts. A Python that hookery is not installed for says on standard
-error that it has no hooks, and with ``HOOKERY_STRICT=1`` ends.
+Out of reach are processes whose Python does not look at ``PYTHONPATH`` or imports no ``sitecustomize`` (the options
+``-I``, ``-E`` and ``-S``), those that are started with an environment without our variables, and programs that embed
+Python so. What can be seen of that is an error before the program starts. A Python that hookery is not installed for
+says on standard error that it has no hooks, and with ``HOOKERY_STRICT=1`` ends.
 
 Where hooks that were asked for fail, the process ends with the exit status 2 before any code of the program has run:
 the program itself, and so each process that it starts.
@@ -44,8 +44,9 @@ class RunError(HookError):
 class RunSettings:
     """What the processes of a run are told through their environment.
 
-    ``plugins`` are the only entry points to load, ``None`` leaves that to ``HOOKERY_PLUGINS``. ``folders`` are looked in
-    last for the modules of ``hooks``, and for hookery itself. With ``strict`` a target that does not exist is an error.
+    ``plugins`` are the only entry points to load, ``None`` leaves that to ``HOOKERY_PLUGINS``. ``folders`` are looked
+    in last for the modules of ``hooks``, and for hookery itself. With ``strict`` a target that does not exist is an
+    error.
     """
 
     plugins: tuple[str, ...] | None = None

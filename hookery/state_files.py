@@ -4,9 +4,10 @@ The folder is ``/tmp/hookery-UID``, or what ``HOOKERY_STATE_DIR`` names; not ``T
 that have to find each other. It must belong to the user and be closed to everybody else, and is opened once and then
 used through its descriptor, so that nobody can put another in its place.
 
-A file is a line of JSON that says everything, then one line for each change. Its name has the process's start time in it,
-so that another process that gets the same number later is not taken for it. What a process has said last when it ended
-goes to one of a fixed number of files, so that a program that starts processes for months does not fill the folder.
+A file is a line of JSON that says everything, then one line for each change. Its name has the process's start time in
+it, so that another process that gets the same number later is not taken for it. What a process has said last when it
+ended goes to one of a fixed number of files, so that a program that starts processes for months does not fill the
+folder.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class PublishedProcess:
     """
 
     pid: int
+    start: int
     parent: int
     role: str
     command: tuple[str, ...]
@@ -248,6 +250,7 @@ def _read(directory: int, name: str) -> PublishedProcess | None:
     records = {fields["order"]: _record(fields) for fields in head["records"]}
     process = PublishedProcess(
         pid=head["pid"],
+        start=head["start"],
         parent=head["parent"],
         role=head["role"],
         command=tuple(head["command"]),

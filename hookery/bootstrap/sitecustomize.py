@@ -1,7 +1,8 @@
 """Found first on ``PYTHONPATH`` by every Python that ``hookery run`` starts: applies the hooks, then gives way.
 
-Python imports a module of this name when it starts. The user's own is found and run as it would be without this one, and
-where there is none, Python is told so. Whatever Python a program starts comes by here, so this compiles with old ones too.
+Python imports a module of this name when it starts. The user's own is found and run as it would be without this one,
+and where there is none, Python is told so. Whatever Python a program starts comes by here, so this compiles with old
+ones too.
 """
 
 import os
@@ -11,10 +12,10 @@ _here = os.path.dirname(os.path.abspath(__file__))
 _above = os.path.dirname(os.path.dirname(_here))
 sys.path[:] = [_entry for _entry in sys.path if os.path.abspath(_entry) != _here]
 sys.path_importer_cache.pop(_here, None)
-sys.modules.pop("sitecustomize", None)
+_this_module = sys.modules.pop("sitecustomize", None)  # kept, or Python 2 would clear it
 
 _unreachable = None
-if sys.version_info < (3, 10):
+if sys.version_info < (3, 10):  # noqa: UP036
     _unreachable = "hookery needs Python 3.10 or newer"
 else:
     try:
@@ -37,4 +38,5 @@ if _unreachable is not None:
     if os.environ.get("HOOKERY_STRICT") == "1":
         os._exit(2)
 
-import sitecustomize  # noqa: E402, F401  (the user's own; if there is none, Python expects just that error)
+# The user's own; if there is none, Python expects just the error that this then is.
+import sitecustomize  # type: ignore[import-not-found,unused-ignore]  # noqa: E402, F401
