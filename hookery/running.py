@@ -28,10 +28,12 @@ from hookery import command_lines
 from hookery.hooks import HookError
 
 PLUGINS_VARIABLE = "HOOKERY_PLUGINS"
-HOOKS_VARIABLE = "HOOKERY_RUN_HOOKS"
+HOOKS_VARIABLE = "HOOKERY_HOOKS"
+RUN_VARIABLE = "HOOKERY_RUN"
 FOLDERS_VARIABLE = "HOOKERY_RUN_FOLDERS"
-STRICT_VARIABLE = "HOOKERY_RUN_STRICT"
 BOOTSTRAP = str(Path(__file__).resolve().parent / "bootstrap")
+
+FAILED = 2  # the exit status
 
 _PYTHON_SUFFIXES = (".py", ".pyw", ".pyc", ".pyz")
 
@@ -55,31 +57,25 @@ class RunSettings:
     strict: bool = False
 
     @classmethod
-    def of(cls, environment: Mapping[str, str]) -> RunSettings | None:
-        """What ``environment`` says, or ``None`` if it is that of no run."""
-        if HOOKS_VARIABLE not in environment:
-            return None
+    def of(cls, environment: Mapping[str, str]) -> RunSettings:
+        """What ``environment`` says; outside a run that is what the user has set."""
         return cls(
             plugins=None,
-            hooks=_split(environment[HOOKS_VARIABLE], ","),
+            hooks=_split(environment.get(HOOKS_VARIABLE, ""), ","),
             folders=_split(environment.get(FOLDERS_VARIABLE, ""), os.pathsep),
-            strict=environment.get(STRICT_VARIABLE) == "1",
+            strict=environment.get(RUN_VARIABLE) == "strict",
         )
 
     def put_into(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """A copy of ``environment`` for the program. Within another run both runs' hooks are in it, each once."""
+        """A copy of ``environment`` for the program. Within another run the hooks of both are in it, each once."""
         outer = self.of(environment)
         result = dict(environment)
-        hooks, folders, strict, plugins = self.hooks, self.folders, self.strict, self.plugins
-        if outer is not None:
-            hooks, folders, strict = outer.hooks + hooks, outer.folders + folders, outer.strict or strict
-            if plugins is not None:
-                plugins = _split(environment.get(PLUGINS_VARIABLE, ""), ",") + plugins
-        if plugins is not None:
-            result[PLUGINS_VARIABLE] = ",".join(dict.fromkeys(plugins))
-        result[HOOKS_VARIABLE] = ",".join(dict.fromkeys(hooks))
-        result[FOLDERS_VARIABLE] = os.pathsep.join(dict.fromkeys(folders))
-        result[STRICT_VARIABLE] = "1" if strict else "0"
+        if self.plugins is not None:
+            asked_before = environment.get(PLUGINS_VARIABLE, "") if RUN_VARIABLE in environment else ""
+            result[PLUGINS_VARIABLE] = ",".join(dict.fromkeys(_split(asked_before, ",") + self.plugins))
+        result[HOOKS_VARIABLE] = ",".join(dict.fromkeys(outer.hooks + self.hooks))
+        result[FOLDERS_VARIABLE] = os.pathsep.join(dict.fromkeys(outer.folders + self.folders))
+        result[RUN_VARIABLE] = "strict" if outer.strict or self.strict else "1"
         path = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry != BOOTSTRAP]
         result["PYTHONPATH"] = os.pathsep.join([BOOTSTRAP, *(path if path != [""] else [])])
         return result
@@ -213,25 +209,34 @@ def append_folders(modules: Sequence[str], folders: Sequence[str]) -> None:
     sys.path.extend(folder for folder in folders if folder not in sys.path)
 
 
-def apply_in_this_process() -> None:
-    """Load what the environment asks for and apply it. Called while this process starts; if it fails, it ends."""
+def apply_asked_for() -> None:
+    """Load the plugins and the hooks that the environment asks for, and apply them.
+
+    Raises:
+        HookError: what was asked for fails.
+    """
+    from hookery import load_plugins
+
     settings = RunSettings.of(os.environ)
-    if settings is None:
-        _complain(f"{HOOKS_VARIABLE} has been taken out of its environment")
+    append_folders(settings.hooks, settings.folders)
+    load_plugins(modules=settings.hooks, strict=settings.strict)
+
+
+def apply_in_this_process() -> None:
+    """Apply what the environment asks for. Called while this process starts; where that fails, it ends."""
+    if RUN_VARIABLE not in os.environ:
+        _complain(f"{RUN_VARIABLE} has been taken out of its environment")
         if os.environ.get("HOOKERY_STRICT") == "1":
-            os._exit(2)
+            os._exit(FAILED)
         return
     if _is_own_command():
         return
     try:
-        from hookery import load_plugins
-
-        append_folders(settings.hooks, settings.folders)
-        load_plugins(modules=settings.hooks, strict=settings.strict)
+        apply_asked_for()
     except Exception as error:  # noqa: BLE001  (a plugin may raise anything; it ends the process)
         _complain(f"{error}" if isinstance(error, HookError) else f"{type(error).__name__}: {error}")
         # Python would report a SystemExit here as an error of its own start.
-        os._exit(2)
+        os._exit(FAILED)
 
 
 def _complain(what: str) -> None:
