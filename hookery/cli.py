@@ -33,10 +33,11 @@ _encode = JSONEncoder(indent=2).encode  # json.dumps may be hooked
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(_options_of_run(given) if given[:1] == ["run"] else given)
+    end = _end_of_own_options(given) if given[:1] == ["run"] else len(given)
+    options = _parser().parse_args(given[:end])
     try:
         if options.command == "run":
-            running.run(given[1 + options.consumed :], _settings(options))
+            running.run(given[end + (given[end : end + 1] == ["--"]) :], _settings(options))
         from hookery import publication
 
         publication.turn_off()
@@ -64,7 +65,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_selection(run)
     run.add_argument("--strict", action="store_true", help="end the process if a target does not exist")
-    run.add_argument("consumed", type=int, help=argparse.SUPPRESS)
 
     shown = commands.add_parser("list", help="the hooks that there would be here, or that a process has")
     _add_selection(shown)
@@ -103,20 +103,17 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _options_of_run(given: list[str]) -> list[str]:
-    """The options of `hookery run` itself, and how many words they are: what follows is the program's."""
+def _end_of_own_options(given: list[str]) -> int:
+    """Where the options of `hookery run` end: what follows is the program's."""
     end = 1
     while end < len(given):
-        word = given[end]
-        if word == "--":
-            return [*given[:end], str(end)]
-        if word in ("--plugin", "--hook"):
+        if given[end] in ("--plugin", "--hook"):
             end += 2
-        elif word in ("--strict", "--help", "-h") or word.startswith(("--plugin=", "--hook=")):
+        elif given[end] in ("--strict", "--help", "-h") or given[end].startswith(("--plugin=", "--hook=")):
             end += 1
         else:
             break
-    return [*given[:end], str(min(end, len(given)) - 1)]
+    return min(end, len(given))
 
 
 def _settings(options: argparse.Namespace) -> running.RunSettings:

@@ -48,6 +48,40 @@ class Modules:
                 del sys.modules[name]
 
 
+def environment_of(path: Sequence[Path], more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables of a process that is started for a test, with folders on its `PYTHONPATH`."""
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("HOOKERY_") or name == "HOOKERY_STATE_DIR"
+    }
+    variables["PYTHONPATH"] = os.pathsep.join(map(str, [*path, ROOT]))
+    variables["PYTHONDONTWRITEBYTECODE"] = "1"
+    variables.update(more or {})
+    return variables
+
+
+def run_hookery(
+    *arguments: str | Path,
+    folder: Path,
+    path: Sequence[Path] = (),
+    environment: Mapping[str, str] | None = None,
+    status: int | None = 0,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of hookery in a folder and return what came of it; `status` is what it is expected to end with."""
+    done = subprocess.run(
+        [sys.executable, "-m", "hookery", *map(str, arguments)],
+        cwd=folder,
+        env=environment_of(path, environment),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert status is None or done.returncode == status, f"{done.returncode}\n{done.stdout}{done.stderr}"
+    return done
+
+
 def run_python(
     source: str,
     *,
@@ -63,10 +97,7 @@ def run_python(
         environment: variables to add; the caller's own `HOOKERY_*` variables are not passed on.
         fails: expect a non-zero exit status, and return what went to standard error.
     """
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("HOOKERY_")}
-    variables["PYTHONPATH"] = os.pathsep.join(map(str, [*path, ROOT]))
-    variables["PYTHONDONTWRITEBYTECODE"] = "1"
-    variables.update(environment or {})
+    variables = environment_of(path, environment)
     done = subprocess.run(
         [sys.executable, *options, "-c", textwrap.dedent(source)],
         env=variables,
