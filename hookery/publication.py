@@ -5,8 +5,9 @@ how often, and who is not reached is written when the process ends, when it call
 the signal that ``HOOKERY_SIGNAL`` names, if the user has named one: nothing is added to a call, and there is no
 thread.
 
-The signal is handled only where that disturbs nobody: in the main thread, and if the program has no handler for it at
-that time. A program that installs one of its own later is then not asked any more.
+The signal interrupts a system call that waits; Python itself then waits on, C libraries may not be written for that.
+It is handled only where that disturbs nobody: in the main thread, and if the program has no handler for it at that
+time. A program that installs one of its own later is then not asked any more.
 
 A process that cannot write warns once and goes on. ``HOOKERY_PUBLISH=0`` turns all of it off.
 """
@@ -222,7 +223,8 @@ def _prepare_for_ending() -> None:
     _state.prepared_for_ending = True
     atexit.register(_end)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+        os.register_at_fork(before=_prepare_for_multiprocessing, after_in_child=_after_fork_in_child)
+    _prepare_for_multiprocessing()
     _listen()
 
 
@@ -233,12 +235,20 @@ def _end() -> None:
             _write(ended=True)
 
 
-def _before_fork() -> None:
+def _prepare_for_multiprocessing() -> None:
     """Children that multiprocessing forks do not run the functions of atexit, only its own finalizers."""
     util = sys.modules.get("multiprocessing.util")
-    if util is not None and not _state.prepared_for_multiprocessing:
-        _state.prepared_for_multiprocessing = True
-        util.register_after_fork(_state, lambda _: util.Finalize(None, _end, exitpriority=-100))
+    if util is None or _state.prepared_for_multiprocessing:
+        return
+    _state.prepared_for_multiprocessing = True
+
+    def end_with_its_finalizers(_: object = None) -> None:
+        util.Finalize(None, _end, exitpriority=-100)
+
+    util.register_after_fork(_state, end_with_its_finalizers)  # a child has none at first
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        end_with_its_finalizers()  # this is one, and runs already
 
 
 def _after_fork_in_child() -> None:
@@ -267,7 +277,6 @@ def _listen() -> None:
         _warn(f"{name} is not answered: the program has a handler for it ({signal.getsignal(number)!r})")
     else:
         signal.signal(number, _on_signal)
-        signal.siginterrupt(number, False)
         _state.signal = int(number)
 
 
