@@ -31,7 +31,7 @@ from hookery.hooks import (
     TargetNotFoundError,
 )
 from hookery.plugins import load_plugins
-from hookery.registry import HookRegistry, registry
+from hookery.registry import HookRegistry, observers, registry
 
 if TYPE_CHECKING:
     from hookery.explanation import ExplainedHook, Explanation, Problem
@@ -89,6 +89,25 @@ def publish(*, role: str | None = None, unreached: bool = True) -> None:
 
     publication.publish(registry, role=role, unreached=unreached)
 
+
+def _reach_child_processes(applied: HookRegistry) -> None:
+    from hookery import processes
+
+    processes.after_applying(applied)
+
+
+def _publish_changes(changed: HookRegistry) -> None:
+    if changed is not registry:
+        return
+    from hookery import publication
+
+    # Importing it may import what a hook waits for, and so come by here again: all is told when it is there.
+    tell = getattr(publication, "changed", None)
+    if tell is not None:
+        tell(changed)
+
+
+observers += [_reach_child_processes, _publish_changes]
 
 _LOADED_WHEN_ASKED_FOR = {
     "ExplainedHook": "explanation",

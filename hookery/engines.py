@@ -29,6 +29,7 @@ from typing import Any, Protocol
 
 from hookery import signatures
 from hookery.callees import Callee
+from hookery.cargo import wrapper_class
 from hookery.chain import fuse
 from hookery.generation import Fused, renamed
 from hookery.hooks import HookError
@@ -105,7 +106,7 @@ def prepare(needed: set[str]) -> None:
     import inspect  # noqa: F401
 
     if ENGINE_WRAPT in needed:
-        _wrapper_class()
+        wrapper_class()
 
 
 class StandIn(Protocol):
@@ -294,28 +295,6 @@ class InPlace:
             vars(self.function).pop("__signature__", None)
 
 
-@functools.cache
-def _wrapper_class() -> type:
-    import wrapt
-
-    class Wrapper(wrapt.FunctionWrapper):  # type: ignore[type-arg,misc,unused-ignore]
-        """A hooked callable. It pickles and copies as the name it stands at, as the original did."""
-
-        # Said outright: of a subclass wrapt's C code asks for it, and the failing look-up costs as much as the call.
-        __bound_function_wrapper__ = wrapt.BoundFunctionWrapper
-
-        def __reduce_ex__(self, protocol: Any) -> str:
-            return str(self.__qualname__)
-
-        def __copy__(self) -> Any:
-            return self
-
-        def __deepcopy__(self, memo: Any) -> Any:
-            return self
-
-    return Wrapper
-
-
 class Wrapped:
     """A ``wrapt.FunctionWrapper``, whatever the number of hooks."""
 
@@ -326,7 +305,7 @@ class Wrapped:
         self.call: Callable[..., Any] = self.callee.original
         in_descriptor = target.kind in (TargetKind.PROPERTY, TargetKind.CACHED_PROPERTY)
         wrapped = target.inner if in_descriptor else target.raw
-        wrapper = _wrapper_class()(wrapped, self._wrapper(target.binds))
+        wrapper = wrapper_class()(wrapped, self._wrapper(target.binds), target.name, self)
         self.value = _behind_descriptor(target, wrapper) if in_descriptor else wrapper
 
     def _wrapper(self, binds: bool) -> Callable[..., Any]:

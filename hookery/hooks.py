@@ -146,6 +146,11 @@ class Hook:
         return self.mark.ran
 
     @property
+    def submitted(self) -> bool:
+        """Whether it was there when hooks were last applied."""
+        return self.state is not HookState.PENDING or bool(self.detail)
+
+    @property
     def function_name(self) -> str:
         """``module:qualified.name`` of the hook itself."""
         module = getattr(self.function, "__module__", None) or type(self.function).__module__

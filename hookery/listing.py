@@ -18,7 +18,8 @@ class HookRecord:
     ``engine_reason`` why this engine puts it in place, ``last_error`` what it raised last where ``on_error`` lets the
     program go on. ``overridden_by`` names what overrides the target in subclasses without this hook on it: the hook
     runs there only if the override calls the target. ``unreached``, who still holds the original and so calls past the
-    hook, is ``None`` unless it was asked for.
+    hook, is ``None`` unless it was asked for. ``local`` says why the hook stays in this process, where child processes
+    do not get it; ``absent_in`` names the child processes that do not have it, each with the reason.
     """
 
     target: str
@@ -40,14 +41,25 @@ class HookRecord:
     versions: str | None
     overridden_by: tuple[str, ...] = ()
     unreached: tuple[str, ...] | None = None
+    local: str | None = None
+    absent_in: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "absent_in", tuple(self.absent_in))
         object.__setattr__(self, "overridden_by", tuple(self.overridden_by))  # JSON makes lists of them
         if self.unreached is not None:
             object.__setattr__(self, "unreached", tuple(self.unreached))
 
     @classmethod
-    def of(cls, hook: Hook, *, overridden_by: Iterable[str] = (), unreached: Iterable[str] | None = None) -> HookRecord:
+    def of(
+        cls,
+        hook: Hook,
+        *,
+        overridden_by: Iterable[str] = (),
+        unreached: Iterable[str] | None = None,
+        local: str | None = None,
+        absent_in: Iterable[str] = (),
+    ) -> HookRecord:
         replaces_class = isinstance(hook.function, type)
         return cls(
             target=hook.target,
@@ -69,6 +81,8 @@ class HookRecord:
             versions=hook.versions,
             overridden_by=tuple(overridden_by),
             unreached=None if unreached is None else tuple(unreached),
+            local=local,
+            absent_in=tuple(absent_in),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,6 +115,8 @@ def table_of(records: Mapping[str, Sequence[HookRecord]]) -> tuple[list[tuple[st
                 notes.append(f"{process}: {hook} is {record.state}: {record.detail}")
             for address in record.overridden_by:
                 notes.append(f"{process}: {hook} is not on {address}, which overrides {record.target}")
+            for child in record.absent_in:
+                notes.append(f"{process}: {hook} is not in {child}")
             for address in record.unreached or ():
                 notes.append(f"{process}: {hook} does not reach {address}, which holds the original of {record.target}")
     return rows, notes

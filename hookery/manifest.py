@@ -15,13 +15,13 @@ import itertools
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from hookery import patches, plugins
+from hookery import patches, plugins, reporting
 from hookery.hooks import Hook, HookSource, HookState, HookType, HookWarning, LoadedPlugin, PluginError
 from hookery.naming import MAIN, HookName, look_up, name_of, why_local
-from hookery.registry import HookRegistry, Reach, next_order, warn_or_print
+from hookery.registry import HookRegistry, Reach, next_order
 from hookery.registry import registry as process_registry
 
 VERSION = 1
@@ -142,7 +142,10 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON takes it."""
-        return asdict(self)
+        data = dict(vars(self))  # dataclasses.asdict copies everything deeply, which takes as long as all the rest
+        data["plugins"] = [dict(vars(plugin)) for plugin in self.plugins]
+        data["hooks"] = [dict(vars(hook)) for hook in self.hooks]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Manifest:
@@ -204,7 +207,8 @@ class Manifest:
         """
         failures = _Applying(self, registry).run()
         if warn:
-            warn_or_print([HookWarning(f"{failure.what} is not in place here: {failure.why}") for failure in failures])
+            notes = [HookWarning(f"{failure.what} is not in place here: {failure.why}") for failure in failures]
+            reporting.warn(notes, never_raise=True)
         return failures
 
 

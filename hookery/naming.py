@@ -59,6 +59,25 @@ def look_up(module: str, qualname: str) -> Any:
     return functools.reduce(getattr, qualname.split("."), sys.modules[module])
 
 
+def is_same(one: Hook, other: Hook) -> bool:
+    """Whether two registrations are one hook: the same object, or one importable function that was made again."""
+    if one.target.replace(":", ".") != other.target.replace(":", ".") or one.type is not other.type:
+        return False
+    if one.function is other.function:
+        return True
+    name = _importable_name(one.function)
+    return name is not None and name == _importable_name(other.function)
+
+
+def _importable_name(function: HookFunction) -> tuple[str, str] | None:
+    if not isinstance(function, (types.FunctionType, type)):
+        return None
+    name = function.__qualname__
+    if "<locals>" in name or "<lambda>" in name:
+        return None
+    return (module_name_of(function), name)
+
+
 def why_local(hook: Hook) -> str | None:
     """Why no other process can find the hook's function by its name, or ``None`` if one can."""
     function = hook.function

@@ -22,7 +22,6 @@ import sys
 import threading
 import time
 import types
-import warnings
 from contextlib import suppress
 from json.encoder import JSONEncoder
 from typing import Any, Protocol
@@ -31,6 +30,7 @@ from hookery import command_lines, patches, state_files
 from hookery.hooks import Hook, HookError, HookState, HookWarning
 from hookery.listing import HookRecord
 from hookery.locking import ForkSafeLock
+from hookery.reporting import warn
 
 SWITCH_VARIABLE = "HOOKERY_PUBLISH"
 SIGNAL_VARIABLE = "HOOKERY_SIGNAL"
@@ -45,6 +45,8 @@ class Registry(Protocol):
     def hooks(self) -> list[Hook]: ...
 
     def applied_hooks(self, *, unreached: bool = False) -> list[HookRecord]: ...
+
+    def why_local(self, hook: Hook) -> str | None: ...
 
 
 class _State:
@@ -165,7 +167,8 @@ def _write_changes() -> None:
         for hook in _state.registry.hooks():
             said[hook.order] = what = _said(hook)
             if _state.said.get(hook.order) != what:
-                records.append(HookRecord.of(hook, overridden_by=patches.overrides(hook)))
+                local = _state.registry.why_local(hook)
+                records.append(HookRecord.of(hook, overridden_by=patches.overrides(hook), local=local))
         gone = [order for order in _state.said if order not in said]
         _state.said = said
     if _role() != _state.role_said:
@@ -205,18 +208,15 @@ def _role() -> str:
 
 def _fail(error: Exception) -> None:
     _state.failed = True
-    _warn(
+    _note(
         f"this process cannot publish its hooks, and `hookery ps` will not list it: {error}"
         f" ({SWITCH_VARIABLE}=0 turns publishing off)"
     )
 
 
-def _warn(message: str) -> None:
-    """Warn, and where warnings are errors print: an apply, an import or a fork must not fail of this."""
-    try:
-        warnings.warn(message, HookWarning, stacklevel=2)
-    except HookWarning:
-        print(f"HookWarning: {message}", file=sys.stderr)
+def _note(message: str) -> None:
+    """Warn, but let no apply, import or fork fail of this."""
+    warn([HookWarning(message)], never_raise=True)
 
 
 def _prepare_for_ending() -> None:
@@ -270,11 +270,11 @@ def _listen() -> None:
 
     number = getattr(signal, name if name.startswith("SIG") else f"SIG{name}", None)
     if not isinstance(number, signal.Signals):
-        _warn(f"{SIGNAL_VARIABLE} is {name!r}, which is not the name of a signal, such as SIGUSR2")
+        _note(f"{SIGNAL_VARIABLE} is {name!r}, which is not the name of a signal, such as SIGUSR2")
     elif threading.current_thread() is not threading.main_thread():
-        _warn(f"{name} is not answered: the first hooks were not applied in the main thread")
+        _note(f"{name} is not answered: the first hooks were not applied in the main thread")
     elif signal.getsignal(number) is not signal.SIG_DFL:
-        _warn(f"{name} is not answered: the program has a handler for it ({signal.getsignal(number)!r})")
+        _note(f"{name} is not answered: the program has a handler for it ({signal.getsignal(number)!r})")
     else:
         signal.signal(number, _on_signal)
         _state.signal = int(number)
@@ -288,4 +288,4 @@ def _on_signal(number: int, frame: types.FrameType | None) -> None:
     try:
         _answer()
     except Exception as error:  # noqa: BLE001  (the program must not get an error for having been asked)
-        _warn(f"this process could not say which hooks it has: {type(error).__name__}: {error}")
+        _note(f"this process could not say which hooks it has: {type(error).__name__}: {error}")

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextvars
 import os
 import sys
-import types
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -30,7 +28,8 @@ from hookery.hooks import (
     MissedHookWarning,
     TargetNotFoundError,
 )
-from hookery.registrations import dotted, is_same, options_of
+from hookery.naming import is_same, name_of, why_local
+from hookery.reporting import warn
 from hookery.targets import Pending, Target, TargetKind, again, resolve, validate_name
 from hookery.versions import check_specifier, check_versions_are_known, outside_versions
 
@@ -129,8 +128,8 @@ class HookRegistry:
             new.subclasses = subclasses
             older = next((other for other in self._hooks if is_same(other, new)), None)
             if older is not None and older.state is not HookState.REVERTED and older.function is hook:
-                if options_of(older) != options_of(new):
-                    known = " and ".join(f"{name} {value!r}" for name, value in options_of(older).items())
+                if _options(older) != _options(new):
+                    known = " and ".join(f"{name} {value!r}" for name, value in _options(older).items())
                     raise ValueError(
                         f"{older.describe()} is registered already, with {known}; revert it first to change them"
                     )
@@ -245,21 +244,13 @@ class HookRegistry:
             notes += patches.take_notes()
         if strict:  # the caller hears of it as an error
             notes = [note for note in notes if not isinstance(note, MissedHookWarning)]
-        self._publish(inside_import=completed is not None)
-        _warn(notes, inside_import=completed is not None)
+        self._tell_observers()
+        warn(notes, never_raise=completed is not None)
         return failures
 
-    def _publish(self, *, inside_import: bool = False) -> None:
-        """Let other processes know, of the process's registry, what has changed. Imports nothing inside an import."""
-        global _publication
-        if self is not registry:
-            return
-        if _publication is None and not inside_import:
-            from hookery import publication
-
-            _publication = publication
-        if _publication is not None:
-            _publication.changed(self)
+    def _tell_observers(self) -> None:
+        for observe in observers:
+            observe(self)
 
     def _resolve(
         self, hook: Hook, notes: list[HookWarning], *, eager: bool, completed: str | None
@@ -315,8 +306,8 @@ class HookRegistry:
                 raise HookError(f"nothing to revert: no hook is registered for {wanted}")
             self.take_back(chosen)
             notes = patches.take_notes()
-        self._publish()
-        _warn(notes)
+        self._tell_observers()
+        warn(notes)
 
     def take_back(self, hooks: list[Hook]) -> None:
         """As :meth:`revert`, for certain hooks."""
@@ -340,7 +331,7 @@ class HookRegistry:
             with patches.lock:
                 self._hooks.clear()
                 self.loaded_plugins.clear()
-            self._publish()
+            self._tell_observers()
 
     def discard(self, source: HookSource) -> None:
         """Forget the hooks of ``source`` as if they had not been registered: its loading failed."""
@@ -349,7 +340,7 @@ class HookRegistry:
             self._take_off(gone)
             self._hooks = [hook for hook in self._hooks if hook not in gone]
             self._after_removal()
-        self._publish()
+        self._tell_observers()
 
     def applied_hooks(self, *, unreached: bool = False) -> list[HookRecord]:
         """Every hook of this registry, in the order of registration, as it stands now.
@@ -360,14 +351,28 @@ class HookRegistry:
         """
         if unreached:
             from hookery import held  # noqa: F401  (before the lock is taken)
+        from hookery import children
         from hookery.listing import HookRecord
 
+        absent = children.absent(self._hooks)
         with patches.lock:
             hooks = sorted(self._hooks, key=lambda hook: hook.order)
             found = self._unreached(hooks) if unreached else {}
             return [
-                HookRecord.of(hook, overridden_by=patches.overrides(hook), unreached=found.get(hook)) for hook in hooks
+                HookRecord.of(
+                    hook,
+                    overridden_by=patches.overrides(hook),
+                    unreached=found.get(hook),
+                    local=self.why_local(hook),
+                    absent_in=absent.get(name_of(hook), ()),
+                )
+                for hook in hooks
             ]
+
+    def why_local(self, hook: Hook) -> str | None:
+        """Why ``hook`` stays in this process, or ``None`` if child processes have it too."""
+        from_plugin = (hook.source.distribution or "", hook.source.name) in self.loaded_plugins
+        return None if from_plugin or hook.state is HookState.REVERTED else why_local(hook)
 
     def unreached(self, target: str | None = None) -> dict[str, list[str]]:
         """Who still holds the original of a hooked target, and so calls past the hooks: the addresses, by target.
@@ -478,8 +483,14 @@ ON_ERROR = ("raise", "warn", "disable")
 _WAITING = (HookState.PENDING, HookState.MISSED)
 # Those that have hooks: patches outlive whoever forgets his registry, and a reload has to hook again.
 _registries: dict[HookRegistry, None] = {}
-_publication: types.ModuleType | None = None  # once it is imported; that may itself import what a hook waits for
+# Called with a registry, without any lock, after its hooks were applied or taken back, inside an import perhaps.
+observers: list[Callable[[HookRegistry], object]] = []
 _orders = iter(range(1, 2**62))
+
+
+def live_registries() -> list[HookRegistry]:
+    """The registries that have hooks."""
+    return list(_registries)
 
 
 def next_order() -> int:
@@ -499,15 +510,31 @@ def _class_depth(target: Target) -> tuple[bool, int]:
     return (not is_class, target.qualname.count(".") if is_class else 0)
 
 
+def _options(hook: Hook) -> dict[str, Any]:
+    """What a second registration of the same hook has to agree with."""
+    return {
+        "priority": hook.priority,
+        "engine": hook.engine_asked,
+        "on_error": hook.on_error,
+        "reason": hook.reason,
+        "versions": hook.versions,
+        "subclasses": hook.subclasses,
+    }
+
+
 def _one_of(choices: tuple[str, ...]) -> str:
     return f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
 
 
+def _plain(target: str) -> str:
+    return target.replace(":", ".")
+
+
 def _names(hook: Hook, target: str) -> bool:
     """Whether ``target`` is a name of what the hook is on."""
-    if dotted(hook.target) == dotted(target):
+    if _plain(hook.target) == _plain(target):
         return True
-    return any(dotted(patch.target.name) == dotted(target) for patch in patches.patches_of(hook))
+    return any(_plain(patch.target.name) == _plain(target) for patch in patches.patches_of(hook))
 
 
 def _place(target: str) -> Target | None:
@@ -532,26 +559,11 @@ def _on_executed(module: str) -> None:
             HookWarning(f"hooks of {source} were taken back while {module} was imported: {error}")
             for source, error in failures
         ]
-        _warn(notes, inside_import=True)
-
-
-def warn_or_print(notes: list[HookWarning]) -> None:
-    """Warn where nothing may raise."""
-    _warn(notes, inside_import=True)
-
-
-def _warn(notes: list[HookWarning], *, inside_import: bool = False) -> None:
-    """Warn without any lock held. Where warnings are errors they are printed inside an import, which must not fail."""
-    for note in notes:
-        try:
-            warnings.warn(note, stacklevel=3)
-        except HookWarning:
-            if not inside_import:
-                raise
-            print(f"{type(note).__name__}: {note}", file=sys.stderr)
+        warn(notes, never_raise=True)
 
 
 _watcher = ImportWatcher(_on_executed)
+_HANDS_DOWN = "multiprocessing.process"  # what stands here has to be known to the processes that it starts
 
 
 def watch_imports() -> None:
@@ -560,6 +572,8 @@ def watch_imports() -> None:
     for registry in list(_registries):
         for target in registry.live_targets():
             modules.update(modules_to_watch(target))
+    if modules and _HANDS_DOWN not in sys.modules:
+        modules.add(_HANDS_DOWN)
     _watcher.watch(frozenset(modules))
 
 
