@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import socket
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -100,4 +99,6 @@ def call_setup_hook(setup_hook: str | Callable[[], Any] | None) -> None:
 
 
 def _here() -> str:
+    import socket
+
     return f"worker process {os.getpid()} on {socket.gethostname()}"

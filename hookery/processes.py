@@ -73,6 +73,17 @@ def not_inherited() -> list[Failure]:
     ]
 
 
+def setup_worker() -> None:
+    """Apply the hooks in a worker that a launcher has started: see :func:`hookery.launchers.setup_worker`.
+
+    Raises:
+        HookError: a plugin that was asked for is not installed on this machine, or fails.
+    """
+    from hookery import launchers
+
+    launchers.setup_worker()
+
+
 def after_applying(applied: HookRegistry) -> None:
     """Called whenever hooks were applied: see that children get them, and that the parent process hears of those that
     could not be."""

@@ -203,7 +203,10 @@ def _role() -> str:
         return _state.role
     process = sys.modules.get("multiprocessing.process")
     name = process.current_process().name if process is not None else "MainProcess"
-    return name if name != "MainProcess" else command_lines.short_name(sys.orig_argv)
+    if name != "MainProcess":
+        return str(name)
+    rank = f" rank {os.environ['RANK']}" if "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ else ""
+    return command_lines.short_name(sys.orig_argv) + rank
 
 
 def _fail(error: Exception) -> None:

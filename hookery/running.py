@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -117,7 +116,9 @@ def find_program(command: Sequence[str]) -> list[str]:
     if program.startswith("-"):
         raise RunError(f"{program} is no option of `hookery run`; options of Python go after it: python {program} ...")
     if os.sep not in program and not program.endswith(_PYTHON_SUFFIXES):
-        installed = shutil.which(program, path=_search_path())
+        from shutil import which
+
+        installed = which(program, path=_search_path())
         if installed is not None:
             return _checked([installed, *rest])
     if os.path.isdir(program):
@@ -215,7 +216,7 @@ def apply_asked_for() -> None:
     Raises:
         HookError: what was asked for fails.
     """
-    from hookery import load_plugins
+    from hookery.plugins import load_plugins
 
     settings = RunSettings.of(os.environ)
     append_folders(settings.hooks, settings.folders)
@@ -233,6 +234,10 @@ def apply_in_this_process() -> None:
         return
     try:
         apply_asked_for()
+        if command_lines.parse(sys.orig_argv[1:]).how == "-m":
+            from hookery import main_module
+
+            main_module.watch()
     except Exception as error:  # noqa: BLE001  (a plugin may raise anything; it ends the process)
         _complain(f"{error}" if isinstance(error, HookError) else f"{type(error).__name__}: {error}")
         # Python would report a SystemExit here as an error of its own start.

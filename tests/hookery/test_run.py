@@ -167,6 +167,49 @@ class TestTheUsersOwnSitecustomize:
         assert done.stderr == plainly.stderr * 2  # the command itself is a Python with a sitecustomize too
 
 
+class TestAModuleThatIsTheProgram:
+    """`python -m module` runs a module's code as `__main__`: what it defines is not what an import would give."""
+
+    TOOL = """
+        {first}
+        def work(): return "done"
+        class Worker:
+            def work(self): return "work"
+        if {guard}:
+            print(work(), Worker().work())
+    """
+    HOOKS = """
+        from hookery import HookType, plugin_hook
+        {first}
+
+        @plugin_hook("pkg.tool.work", HookType.AFTER)
+        @plugin_hook("pkg.tool:Worker.work", HookType.AFTER)
+        def sign(result, *args):
+            return result + "+"
+    """
+
+    @pytest.mark.parametrize("first", ["", "import pkg.tool"])
+    @pytest.mark.parametrize("guard", ['__name__ == "__main__"', "'__main__' == __name__"])
+    @pytest.mark.filterwarnings("ignore")
+    def test_its_own_functions_are_hooked(self, folder: Path, first: str, guard: str) -> None:
+        write(folder, pkg__tool=self.TOOL.format(first="", guard=guard), tool_hooks=self.HOOKS.format(first=first))
+        done = run_hookery("run", "--hook", "tool_hooks", "-m", "pkg.tool", folder=folder)
+        assert done.stdout == "done+ work+\n"
+
+    def test_where_that_cannot_be_it_is_said(self, folder: Path) -> None:
+        write(folder, pkg__tool=self.TOOL.format(first="", guard="True"), tool_hooks=self.HOOKS.format(first=""))
+        done = run_hookery("run", "--hook", "tool_hooks", "-m", "pkg.tool", folder=folder)
+        assert done.stdout == "done work\n"
+        assert "pkg.tool is run as the program, and hooks cannot be put on what it defines" in done.stderr
+
+    def test_lines_of_its_errors_are_its_own(self, folder: Path) -> None:
+        tool = self.TOOL.format(first="", guard='__name__ == "__main__"') + "            raise ValueError\n"
+        write(folder, pkg__tool=tool, tool_hooks=self.HOOKS.format(first=""))
+        done = run_hookery("run", "--hook", "tool_hooks", "-m", "pkg.tool", folder=folder, status=1)
+        raises = (folder / "pkg" / "tool.py").read_text().splitlines().index("    raise ValueError") + 1
+        assert f'tool.py", line {raises}, in <module>' in done.stderr
+
+
 class TestWhoHasTheHooks:
     def test_children_and_grandchildren_in_other_folders(self, folder: Path) -> None:
         write(
