@@ -35,8 +35,8 @@ def wrapper_class() -> type:
 
         __slots__ = ()
 
-        @property
-        def __class__(self) -> Any:  # type: ignore[misc,unused-ignore]
+        @property  # type: ignore[misc,unused-ignore]
+        def __class__(self) -> Any:
             return _class_of(self)
 
         def __reduce_ex__(self, protocol: Any) -> Reduced:
@@ -65,8 +65,8 @@ def wrapper_class() -> type:
             super().__init__(wrapped, wrapper)
             self._self_place, self._self_behind = place, behind
 
-        @property
-        def __class__(self) -> Any:  # type: ignore[misc,unused-ignore]
+        @property  # type: ignore[misc,unused-ignore]
+        def __class__(self) -> Any:
             return _class_of(self)
 
         def __reduce_ex__(self, protocol: Any) -> Reduced:

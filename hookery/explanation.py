@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hookery import children, patches, raw
 from hookery import held as held  # needed by the patches while the lock is held
-from hookery import patches, raw
 from hookery.chain import replacement_order
 from hookery.hooks import Hook, HookState, HookType, TargetNotFoundError
+from hookery.naming import name_of
 from hookery.patches import Patch
 from hookery.targets import Pending, Target, resolve
 
@@ -126,8 +127,8 @@ class Problem:
     """Something about a hook that is not as it was asked for.
 
     ``kind`` is ``missed``, ``skipped``, ``pending``, ``undone`` (its source failed), ``displaced`` (somebody has put
-    something else at the target's name), ``unreached`` or ``overridden``. ``waits_for`` is the module that a pending
-    hook waits for.
+    something else at the target's name), ``unreached``, ``overridden`` or ``absent`` (from a child process, which the
+    detail names). ``waits_for`` is the module that a pending hook waits for.
     """
 
     target: str
@@ -224,8 +225,10 @@ def problems(hooks: Sequence[Hook]) -> list[Problem]:
     """Everything about ``hooks`` that is not as it was asked for. Expects the lock to be held."""
     on = {hook: patches.patches_of(hook) for hook in hooks}
     unreached = patches.unreached(dict.fromkeys(patch for hooked in on.values() for patch in hooked))
+    absent = children.absent(hooks)
     found: list[Problem] = []
     for hook in hooks:
+        found += [Problem(hook.target, hook.function_name, "absent", said) for said in absent.get(name_of(hook), ())]
         kind = _KIND_OF_STATE.get(hook.state)
         if kind is None and hook.state is HookState.REVERTED and hook.detail:
             kind = "undone"

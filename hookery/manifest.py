@@ -347,11 +347,11 @@ class _Applying:
                     source=HookSource(*entry.source),
                 )
             except (AttributeError, KeyError):
-                maker = (
-                    f"plugin {entry.plugin[1]} has not registered it" if entry.plugin else "its name leads to nothing"
-                )
-                under_guard = ", as what is under `if __name__ == '__main__'` does in a child" * (entry.module == MAIN)
-                why = f"{maker} in this process{under_guard}"
+                why = "its name leads to nothing in this process"
+                if entry.plugin is not None:
+                    why = f"the plugin {entry.plugin[1]} has not registered it in this process"
+                elif entry.module == MAIN:
+                    why += ": what is defined under `if __name__ == '__main__':` exists in the main process alone"
             except (TypeError, ValueError) as error:
                 why = str(error)
         self.failures.append(Failure(entry.name, entry.describe(), why))

@@ -326,10 +326,18 @@ def _fuse(patch: Patch, hooks: list[Hook], prelude: Callable[[], None] | None = 
 
 def _set(target: Target, value: Any, hook: Hook | None) -> None:
     try:
-        setattr(target.owner, target.attribute, value)
+        _assign(target, value)
     except Exception as error:  # a metaclass may refuse in any way it likes
         what = target.name if hook is None else f"{hook.describe()}: {target.name}"
         raise TypeError(f"{what} cannot be replaced: {error}") from error
+
+
+def _assign(target: Target, value: Any) -> None:
+    before = vars(target.owner).get(target.attribute)
+    setattr(target.owner, target.attribute, value)
+    used = _globals_of(target.owner)
+    if used is not None and used is not vars(target.owner) and used.get(target.attribute) is before:
+        used[target.attribute] = value
 
 
 def _check_fit(target: Target, hook: Hook) -> None:
@@ -546,7 +554,7 @@ def _restore(patch: Patch) -> None:
     elif target.inherited:
         delattr(target.owner, target.attribute)
     else:
-        setattr(target.owner, target.attribute, patch.original)
+        _assign(target, patch.original)
     for holder in patch.holders:
         holder.exchange(patch.stand_in, patch.original)
     if patch.deep:
@@ -567,4 +575,8 @@ def _report_foreign(patch: Patch) -> None:
 
 
 def _globals_of(owner: Any) -> dict[str, Any] | None:
-    return vars(owner) if isinstance(owner, types.ModuleType) else None
+    """The globals of the functions of a module."""
+    if not isinstance(owner, types.ModuleType):
+        return None
+    apart = raw.main_globals_apart() if owner is sys.modules.get("__mp_main__") else None
+    return vars(owner) if apart is None else apart

@@ -112,7 +112,24 @@ def module_namespaces() -> dict[int, tuple[str, dict[str, Any]]]:
             values = namespace(module)
             if values is not None:
                 found.setdefault(id(values), (name, values))
+    apart = main_globals_apart()
+    if apart is not None:
+        found[id(apart)] = ("__mp_main__", apart)
     return found
+
+
+def main_globals_apart() -> dict[str, Any] | None:
+    """The globals that the functions of a child process's main module use, where they are not those of the module:
+    multiprocessing runs the main module under another name and gives the module a copy of what came of it."""
+    module = sys.modules.get("__mp_main__")
+    copied = namespace(module) if is_module(module) else None
+    for value in list(copied.values()) if copied is not None else ():
+        members = list(class_namespace(value).values()) if is_class(value) else ()
+        for function in (value, *members):
+            inner = function.__func__ if type(function) in (staticmethod, classmethod) else function
+            if type(inner) is types.FunctionType and inner.__globals__.get("__name__") == "__mp_main__":
+                return None if inner.__globals__ is copied else inner.__globals__
+    return None
 
 
 def leads_to(module: str, qualname: str, thing: object) -> bool:

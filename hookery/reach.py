@@ -7,8 +7,10 @@ through module dictionaries, so nobody's code runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
+
+from hookery import raw
 
 
 class Rebinding:
@@ -62,11 +64,7 @@ def rebind(wishes: Iterable[Rebinding]) -> list[tuple[Rebinding, Holder]]:
     done: list[tuple[Rebinding, Holder]] = []
     if not by_identity:
         return done
-    for module_name, module in sys.modules.copy().items():
-        try:
-            namespace = object.__getattribute__(module, "__dict__")
-        except AttributeError:  # an entry of sys.modules need not be a module
-            continue
+    for module_name, namespace in _namespaces():
         if type(namespace) is not dict or not _holds_any(namespace, identities):
             continue
         for name, value in namespace.copy().items():
@@ -75,6 +73,16 @@ def rebind(wishes: Iterable[Rebinding]) -> list[tuple[Rebinding, Holder]]:
                 namespace[name] = wish.new
                 done.append((wish, Entry(f"{module_name}.{name}", name, namespace)))
     return done
+
+
+def _namespaces() -> Iterator[tuple[str, Any]]:
+    for module_name, module in sys.modules.copy().items():
+        try:
+            yield module_name, object.__getattribute__(module, "__dict__")
+        except AttributeError:  # an entry of sys.modules need not be a module
+            continue
+    if "__mp_main__" in sys.modules:
+        yield "__mp_main__", raw.main_globals_apart()
 
 
 def _holds_any(namespace: dict[str, Any], identities: frozenset[int]) -> bool:

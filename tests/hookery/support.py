@@ -97,14 +97,25 @@ def run_python(
         environment: variables to add; the caller's own `HOOKERY_*` variables are not passed on.
         fails: expect a non-zero exit status, and return what went to standard error.
     """
-    variables = environment_of(path, environment)
-    done = subprocess.run(
-        [sys.executable, *options, "-c", textwrap.dedent(source)],
-        env=variables,
+    done = start_python([*options, "-c", textwrap.dedent(source)], path=path, environment=environment)
+    assert (done.returncode != 0) is fails, done.stderr + done.stdout
+    return done.stderr if fails else done.stdout
+
+
+def start_python(
+    arguments: Sequence[str],
+    *,
+    path: Sequence[Path] = (),
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a fresh interpreter to its end, in the working directory `folder`; arguments and the rest as above."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environment_of(path, environment),
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    assert (done.returncode != 0) is fails, done.stderr + done.stdout
-    return done.stderr if fails else done.stdout

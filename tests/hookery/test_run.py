@@ -203,7 +203,7 @@ class TestAModuleThatIsTheProgram:
         assert "pkg.tool is run as the program, and hooks cannot be put on what it defines" in done.stderr
 
     def test_lines_of_its_errors_are_its_own(self, folder: Path) -> None:
-        tool = self.TOOL.format(first="", guard='__name__ == "__main__"') + "            raise ValueError\n"
+        tool = textwrap.dedent(self.TOOL).format(first="", guard='__name__ == "__main__"') + "    raise ValueError\n"
         write(folder, pkg__tool=tool, tool_hooks=self.HOOKS.format(first=""))
         done = run_hookery("run", "--hook", "tool_hooks", "-m", "pkg.tool", folder=folder, status=1)
         raises = (folder / "pkg" / "tool.py").read_text().rstrip().count("\n") + 1
