@@ -326,7 +326,7 @@ def _check(options: argparse.Namespace) -> int:
     if not records and not errors:
         print("nothing to check: no plugin is installed, and no module was named with --hook")
     else:
-        print(f"{len(records)} hooks, {len(failed)} would not be applied")
+        print(f"{len(records)} hook{'s' * (len(records) != 1)}, {len(failed)} would not be applied")
     return int(not ok)
 
 
