@@ -45,6 +45,7 @@ fix: $(VENV)/.installed-dev ## what lint can mend by itself
 bench: $(VENV)/.installed-dev ## run the benchmarks
 	$(BIN)/python benchmarks/hook_overhead.py
 	$(BIN)/python benchmarks/apply.py
+	$(BIN)/python benchmarks/child_processes.py
 	$(BIN)/python benchmarks/generate.py
 
 clean: ## remove the environment and the caches

@@ -30,6 +30,7 @@ from hookery.hooks import (
     PluginError,
     TargetNotFoundError,
 )
+from hookery.locking import importing
 from hookery.plugins import load_plugins
 from hookery.registry import HookRegistry, observers, registry
 
@@ -91,16 +92,16 @@ def publish(*, role: str | None = None, unreached: bool = True) -> None:
 
 
 def _reach_child_processes(applied: HookRegistry) -> None:
-    from hookery import processes
-
+    with importing:
+        from hookery import processes
     processes.after_applying(applied)
 
 
 def _publish_changes(changed: HookRegistry) -> None:
     if changed is not registry:
         return
-    from hookery import publication
-
+    with importing:
+        from hookery import publication
     # Importing it may import what a hook waits for, and so come by here again: all is told when it is there.
     tell = getattr(publication, "changed", None)
     if tell is not None:

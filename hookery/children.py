@@ -5,6 +5,7 @@ Nothing here imports multiprocessing: where the program has not imported it, the
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 import weakref
@@ -22,7 +23,7 @@ class Reports:
     def __init__(self) -> None:
         self._descriptor: int | None = None
         self._identity: tuple[int, int] | None = None
-        self._last: tuple[int, str] | None = None
+        self._last: tuple[int, Sequence[tuple[HookName, str]]] | None = None
 
     def descriptor(self) -> int:
         """The open file; made when it is first needed."""
@@ -38,13 +39,12 @@ class Reports:
 
     def write(self, process: str, failures: Sequence[tuple[HookName, str]]) -> None:
         """Say which hooks this process does not have: all of them, in place of what it said before."""
-        import json
+        if self._last == (os.getpid(), failures) or (not failures and self._last is None):
+            return
+        self._last = (os.getpid(), list(failures))
+        import json  # which costs more than everything else here, and most processes have nothing to say
 
         entries = [[*name, why] for name, why in failures]
-        said = json.JSONEncoder().encode(entries)
-        if self._last == (os.getpid(), said) or (not failures and self._last is None):
-            return
-        self._last = (os.getpid(), said)
         line = json.JSONEncoder().encode({"pid": os.getpid(), "process": process, "failures": entries})
         os.write(self.descriptor(), line.encode() + b"\n")  # one write at the end of the file: it stays one line
 
@@ -78,8 +78,6 @@ class Reports:
 
 
 def _open_nameless() -> int:
-    import fcntl
-
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("hookery")
     else:

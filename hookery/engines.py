@@ -3,8 +3,8 @@
 ============  ===================================================================================================
 generated     a plain Python function, behind the same descriptor as the original. It stays a real function: it
               pickles, copies, compiles, introspects as the original did.
-wrapt         one ``wrapt.FunctionWrapper``: keeps C functions, callable objects and other descriptors whole. Imported
-              when first needed.
+wrapt         one ``wrapt.FunctionWrapper``: keeps C functions, callable objects and other descriptors whole; it
+              pickles and copies by name (:mod:`hookery.cargo`). Imported when first needed.
 inplace       the original itself, with other code: whoever holds it is reached.
 class         a replaced class: the replacement itself stands at the name.
 ============  ===================================================================================================

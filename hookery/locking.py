@@ -59,3 +59,6 @@ class ForkSafeLock:
 
 
 lock = ForkSafeLock()
+importing = ForkSafeLock()
+"""Held while what is hookery's own is imported for the first time in the middle of a program: a child that is forked in
+the middle of an import could never import that module."""

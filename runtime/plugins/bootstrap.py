@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import hookery
+from hookery.processes import not_inherited
 
 
 def load_process_plugins(modules: Sequence[str]) -> None:
@@ -21,11 +22,16 @@ def load_process_plugins(modules: Sequence[str]) -> None:
         modules: plugin modules to load beside the installed ones, by dotted name.
 
     Raises:
-        hookery.HookError: a plugin fails to load, or a hook cannot be applied.
+        hookery.HookError: a plugin fails to load, or a hook cannot be applied; in a child process also one that the
+            process that started it has, and that has not arrived.
     """
     # A step takes milliseconds and a counted call well under a microsecond: the listing can always say how often.
     hookery.registry.counting = True
+    # A child process has the hooks of the one that started it already: then this loads what is left, which is nothing.
     hookery.load_plugins(modules=modules, strict=True)
+    failures = not_inherited()
+    if failures:
+        raise hookery.HookApplyError("; ".join(map(str, failures)))
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def test_the_order_is_that_of_the_manifest_whatever_was_there_before(
 
 
 def test_other_options_than_those_of_the_manifest_give_way(modules_with_shop: Modules, registry: HookRegistry) -> None:
-    hooks = modules_with_shop.load("shop_hooks")
+    hooks, _ = modules_with_shop.load("shop_hooks"), modules_with_shop.load("shop")
     registry.register("shop.price", hooks.loud, HookType.AFTER, priority=7)
     registry.apply_hooks()
     manifest = Manifest.of(registry)

@@ -85,3 +85,50 @@ def test_a_plugin_on_the_allow_list_that_is_not_installed_is_one_clear_line(
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: HOOKERY_PLUGINS asks for the plugin 'vendor'")
+
+
+SCRIPT = """
+import json, sys
+import hookery
+from runtime.core.sampling_params import SamplingParams
+from runtime.entrypoints.engine import Engine
+
+def force(result, *args, **kwargs):
+    return [7 for _ in result]
+
+if __name__ == "__main__":
+    if sys.argv[2] == "guarded":
+        def force(result, *args, **kwargs):
+            return [7 for _ in result]
+        force.__qualname__ = "force_that_is_not_there"
+        force_that_is_not_there = force
+    hookery.registry.register("runtime.managers.scheduler.Scheduler.run_batch", force, hookery.HookType.AFTER)
+    hookery.registry.apply_hooks()
+    with Engine(model=sys.argv[1]) as engine:
+        outputs = engine.generate(["x"], sampling_params=SamplingParams(max_new_tokens=3))
+        print(json.dumps([output.token_ids for output in outputs]))
+"""
+
+
+def run_script(model: Path, tmp_path: Path, how: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    return subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(model), how],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_a_hook_of_the_main_script_reaches_the_scheduler(llama_checkpoint: Path, tmp_path: Path) -> None:
+    done = run_script(llama_checkpoint, tmp_path, "top")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[FORCED_TOKEN] * 3]
+
+
+def test_no_scheduler_serves_without_a_hook_of_the_main_script(llama_checkpoint: Path, tmp_path: Path) -> None:
+    done = run_script(llama_checkpoint, tmp_path, "guarded")
+    assert done.returncode == 1
+    assert "its name leads to nothing in this process" in done.stderr.splitlines()[-1]
