@@ -60,6 +60,7 @@ __all__ = [
     "format_table",
     "load_plugins",
     "plugin_hook",
+    "publish",
     "registry",
 ]
 
@@ -76,13 +77,38 @@ def explain(target: str) -> Explanation:
     return registry.explain(target)
 
 
+def publish(*, role: str | None = None, unreached: bool = True) -> None:
+    """Say now what ``hookery ps`` shows of this process: where each hook stands, whether it ran and how often.
+
+    A process does so by itself when hooks are applied or taken back and when it ends; see :mod:`hookery.publication`.
+
+    Args:
+        role: what the process is to be called there from now on.
+        unreached: look for those who hold originals too, which takes tens of milliseconds.
+    """
+    from hookery import publication
+
+    publication.publish(registry, role=role, unreached=unreached)
+
+
 def _reach_child_processes(applied: HookRegistry) -> None:
     with importing:
         from hookery import processes
     processes.after_applying(applied)
 
 
-observers.append(_reach_child_processes)
+def _publish_changes(changed: HookRegistry) -> None:
+    if changed is not registry:
+        return
+    with importing:
+        from hookery import publication
+    # Importing it may import what a hook waits for, and so come by here again: all is told when it is there.
+    tell = getattr(publication, "changed", None)
+    if tell is not None:
+        tell(changed)
+
+
+observers += [_reach_child_processes, _publish_changes]
 
 _LOADED_WHEN_ASKED_FOR = {
     "ExplainedHook": "explanation",

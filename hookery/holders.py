@@ -403,7 +403,13 @@ def _referrers(things: list[Any]) -> list[Any]:
     if len(things) < MANY:
         return gc.get_referrers(*things)
     wanted = set(map(id, things))
-    return [found for found in gc.get_objects() if not wanted.isdisjoint(map(id, gc.get_referents(found)))]
+    return [found for found in gc.get_objects() if not wanted.isdisjoint(map(id, _referents(found)))]
+
+
+def _referents(thing: Any) -> list[Any]:
+    # A module shows its dictionary. To ask the collector would break asyncio: the state of _asyncio in CPython 3.12 has
+    # freed objects in it, which come to life, die once more, and make a list without an end.
+    return [raw.namespace(thing)] if raw.is_module(thing) else gc.get_referents(thing)
 
 
 def _is_passed_over(thing: Any) -> bool:

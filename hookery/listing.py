@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from hookery.hooks import Hook
@@ -87,15 +87,21 @@ class HookRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON takes it."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
 
-_COLUMNS = ("process", "target", "type", "hook", "source", "state", "ran", "calls")
+COLUMNS = ("process", "target", "type", "hook", "source", "state", "ran", "calls")
 
 
 def format_table(records: Mapping[str, Sequence[HookRecord]]) -> str:
     """Lay out the hooks of one or several processes, ``{process name: records}``, as a table for a terminal."""
-    rows = [_COLUMNS]
+    rows, notes = table_of(records)
+    return "\n".join([*align([COLUMNS, *rows]), *notes])
+
+
+def table_of(records: Mapping[str, Sequence[HookRecord]]) -> tuple[list[tuple[str, ...]], list[str]]:
+    """The rows of that table, under :data:`COLUMNS`, and the lines that follow it."""
+    rows: list[tuple[str, ...]] = []
     notes: list[str] = []
     for process, of_process in records.items():
         for record in of_process:
@@ -113,10 +119,11 @@ def format_table(records: Mapping[str, Sequence[HookRecord]]) -> str:
                 notes.append(f"{process}: {hook} is not in {child}")
             for address in record.unreached or ():
                 notes.append(f"{process}: {hook} does not reach {address}, which holds the original of {record.target}")
-    return "\n".join([*_align(rows), *notes])
+    return rows, notes
 
 
-def _align(rows: Sequence[Sequence[str]]) -> Iterable[str]:
+def align(rows: Sequence[Sequence[str]]) -> Iterable[str]:
+    """The lines of a table, whose first row is its head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for number, row in enumerate(rows):
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

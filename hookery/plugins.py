@@ -83,7 +83,21 @@ def load_plugins(
         raise HookApplyError("; ".join(map(str, fatal))) from fatal[0]
 
 
-def _choose(modules: Sequence[str], names: Iterable[str] | None) -> list[_Plugin]:
+def chosen_names(names: Iterable[str] | None, *, asked_by: str) -> list[str]:
+    """The names of the installed plugins that :func:`load_plugins` would load. Nothing is loaded.
+
+    Args:
+        asked_by: what messages are to say that a name was given with.
+
+    Raises:
+        PluginError: one that was asked for is not installed.
+    """
+    return list(dict.fromkeys(plugin.source.name for plugin in _choose((), names, asked_by=asked_by)))
+
+
+def _choose(
+    modules: Sequence[str], names: Iterable[str] | None, *, asked_by: str = "load_plugins(names=...)"
+) -> list[_Plugin]:
     """The plugins to load, in their fixed order.
 
     Raises:
@@ -94,15 +108,16 @@ def _choose(modules: Sequence[str], names: Iterable[str] | None) -> list[_Plugin
     installed = sorted(
         entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: (_distribution(entry) or "", entry.name)
     )
-    where = "load_plugins(names=...)"
     if names is None and ALLOW_LIST_VARIABLE in os.environ:
-        names, where = os.environ[ALLOW_LIST_VARIABLE].split(","), ALLOW_LIST_VARIABLE
+        names, asked_by = os.environ[ALLOW_LIST_VARIABLE].split(","), ALLOW_LIST_VARIABLE
     allowed = None if names is None else {name.strip() for name in names} - {""}
     if allowed is not None:
         unknown = sorted(allowed - {entry.name for entry in installed})
         if unknown:
             known = ", ".join(sorted({entry.name for entry in installed})) or "none"
-            raise PluginError(f"{where} asks for the plugin {unknown[0]!r}, which is not installed; installed: {known}")
+            raise PluginError(
+                f"{asked_by} asks for the plugin {unknown[0]!r}, which is not installed; installed: {known}"
+            )
     plugins = [
         _Plugin(
             HookSource(entry.name, _distribution(entry), entry.dist.version if entry.dist else None),

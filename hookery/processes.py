@@ -14,11 +14,11 @@ import warnings
 import weakref
 from typing import Any
 
-from hookery import children, reporting
+from hookery import children, reporting, watching
 from hookery.hooks import Hook, HookApplyError, HookError, HookState, HookWarning
 from hookery.manifest import Failure, Manifest
 from hookery.naming import HookName, name_of
-from hookery.registry import HookRegistry, live_registries, registry
+from hookery.registry import HookRegistry, registry
 
 PROPAGATE_VARIABLE = "HOOKERY_PROPAGATE"
 STRICT_VARIABLE = "HOOKERY_STRICT"
@@ -73,6 +73,17 @@ def not_inherited() -> list[Failure]:
     ]
 
 
+def setup_worker() -> None:
+    """Apply the hooks in a worker that a launcher has started: see :func:`hookery.launchers.setup_worker`.
+
+    Raises:
+        HookError: a plugin that was asked for is not installed on this machine, or fails.
+    """
+    from hookery import launchers
+
+    launchers.setup_worker()
+
+
 def after_applying(applied: HookRegistry) -> None:
     """Called whenever hooks were applied: see that children get them, and that the parent process hears of those that
     could not be."""
@@ -91,7 +102,8 @@ def _propagates() -> bool:
 
 
 def _registries() -> list[HookRegistry]:
-    return list(dict.fromkeys([registry, *live_registries()]))
+    known = [registry, *watching.live]
+    return list(dict.fromkeys([each for each in known if isinstance(each, HookRegistry)]))
 
 
 def _install(process: types.ModuleType) -> None:

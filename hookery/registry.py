@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextvars
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, overload
 
-from hookery import engines, own_modules, patches, reloading
-from hookery.deferred import ImportWatcher, modules_to_watch
+from hookery import engines, own_modules, patches, watching
 from hookery.fitting import check_options
 from hookery.hooks import (
     Hook,
@@ -29,7 +27,6 @@ from hookery.hooks import (
     MissedHookWarning,
     TargetNotFoundError,
 )
-from hookery.lazies import LazyWatcher
 from hookery.naming import name_of, why_local
 from hookery.reporting import warn
 from hookery.sameness import is_same, options_of, plain_name
@@ -148,7 +145,7 @@ class HookRegistry:
             if older is not None:
                 self._hooks.remove(older)
             self._hooks.append(new)
-            _registries.setdefault(self)
+            watching.live.setdefault(self)
             if older is not None and older.state is not HookState.REVERTED:
                 new.order, new.state, new.detail = older.order, older.state, older.detail
                 try:
@@ -252,16 +249,19 @@ class HookRegistry:
                 self._undo(source, f"its source was undone: {first}")
             if resolved or subclasses_hooked or completed is None:
                 patches.settle()
-            watch_imports()
+            watching.watch_imports()
             left = patches.take_left()
             notes += patches.take_notes()
         _give_back(left)
         if strict:  # the caller hears of it as an error
             notes = [note for note in notes if not isinstance(note, MissedHookWarning)]
-        for observe in observers:
-            observe(self)
+        self._tell_observers()
         warn(notes, never_raise=completed is not None or made is not None)
         return failures
+
+    def _tell_observers(self) -> None:
+        for observe in observers:
+            observe(self)
 
     def _resolve(
         self, hook: Hook, notes: list[HookWarning], *, eager: bool, completed: str | None
@@ -320,6 +320,7 @@ class HookRegistry:
             left = self._withdraw(chosen)
             notes = patches.take_notes()
         _give_back(left)
+        self._tell_observers()
         warn(notes)
 
     def take_back(self, hooks: list[Hook]) -> None:
@@ -337,9 +338,9 @@ class HookRegistry:
 
     def _after_removal(self) -> None:
         patches.settle()
-        watch_imports()
+        watching.watch_imports()
         if all(hook.state is HookState.REVERTED for hook in self._hooks):
-            _registries.pop(self, None)
+            watching.live.pop(self, None)
 
     def reset(self) -> None:
         """Revert everything, forget all hooks and forget which plugins were loaded."""
@@ -349,6 +350,7 @@ class HookRegistry:
             with patches.lock:
                 self._hooks.clear()
                 self.loaded_plugins.clear()
+            self._tell_observers()
 
     def discard(self, source: HookSource) -> None:
         """Forget the hooks of ``source`` as if they had not been registered: its loading failed."""
@@ -359,6 +361,7 @@ class HookRegistry:
             self._after_removal()
             left = patches.take_left()
         _give_back(left)
+        self._tell_observers()
 
     def applied_hooks(self, *, unreached: bool = False) -> list[HookRecord]:
         """Every hook of this registry, in the order of registration, as it stands now.
@@ -434,8 +437,8 @@ class HookRegistry:
             patch = None if place is None else patches.find(place)
             asked = [
                 hook
-                for registry in dict.fromkeys([*_registries, self])
-                for hook in registry._hooks
+                for registry in dict.fromkeys([*watching.live, self])
+                for hook in registry.hooks()
                 if hook.state is not HookState.REVERTED or hook.detail
                 if _names(hook, target) or (patch is not None and hook in patch.hooks)
             ]
@@ -499,16 +502,9 @@ class HookRegistry:
 
 
 _WAITING = (HookState.PENDING, HookState.MISSED)
-# Those that have hooks: patches outlive whoever forgets his registry, and a reload has to hook again.
-_registries: dict[HookRegistry, None] = {}
-# Called with a registry after its hooks were applied, and when a module that they wait for was imported.
+# Called with a registry, without any lock, after its hooks were applied or taken back, inside an import perhaps.
 observers: list[Callable[[HookRegistry], object]] = []
 _orders = iter(range(1, 2**62))
-
-
-def live_registries() -> list[HookRegistry]:
-    """The registries that have hooks."""
-    return list(_registries)
 
 
 def next_order() -> int:
@@ -532,58 +528,12 @@ def _place(target: str) -> Target | None:
     return found if isinstance(found, Target) else None
 
 
-def _on_executed(module: str) -> None:
-    """Called inside the import of ``module``, right after its code has run: apply what waited for it."""
-    with patches.lock:
-        orphans = reloading.supersede(module)
-        live = list(_registries)
-        for registry in live:
-            registry.reapply(orphans, module)
-    for registry in live:
-        _report(registry.apply_pending(completed=module), f"while {module} was imported")
-
-
-def _on_made(package: str, attribute: str) -> None:
-    """Called when the lazy ``package`` was asked for ``attribute``, before it answers: apply what waited for that."""
-    with patches.lock:
-        live = list(_registries)
-    for registry in live:
-        _report(registry.apply_pending(made=(package, attribute)), f"when {package} made {attribute!r}")
-
-
-def _report(failures: list[Failure], when: str) -> None:
-    notes = [HookWarning(f"hooks of {source} were taken back {when}: {error}") for source, error in failures]
-    warn(notes, never_raise=True)
-
-
 def _give_back(left: list[patches.Patch]) -> None:
     if left:
         from hookery import held  # noqa: F401  (before the lock is taken)
 
         with patches.lock:
             patches.give_back(left)
-
-
-_watcher = ImportWatcher(_on_executed)
-_lazy_watcher = LazyWatcher(_on_made)
-_HANDS_DOWN = "multiprocessing.process"  # what stands here has to be known to the processes that it starts
-
-
-def watch_imports() -> None:
-    """Watch the modules that pending targets wait for, and those of applied ones (a reload has to hook them again); and
-    the attributes of lazy packages that are waited for."""
-    modules = {patch.target.module for patch in patches.all_patches()}
-    for registry in list(_registries):
-        for target in registry.live_targets():
-            modules.update(modules_to_watch(target))
-    if modules and _HANDS_DOWN not in sys.modules:
-        modules.add(_HANDS_DOWN)
-    _watcher.watch(frozenset(modules))
-    attributes: dict[str, set[str]] = {}
-    for hook in (hook for registry in list(_registries) for hook in registry._hooks):
-        if hook.state is HookState.PENDING and hook.waits_for and hook.waits_for_attribute:
-            attributes.setdefault(hook.waits_for, set()).add(hook.waits_for_attribute)
-    _lazy_watcher.watch(attributes)
 
 
 @dataclass(frozen=True)

@@ -60,3 +60,10 @@ def test_the_engine_example_runs_on_the_embedded_model(tmp_path: Path) -> None:
     done = run(str(tmp_path / "example.py"), python_path=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("length") + done.stdout.count("stop") >= 2
+
+
+def test_the_command_line_example_is_applied(tmp_path: Path) -> None:
+    (block,) = [block for block in python_blocks() if "note_request" in block]
+    (tmp_path / "web_hooks.py").write_text(block)
+    done = run("-m", "hookery", "check", "--hook", "web_hooks", python_path=tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "1 hook, 0 would not be applied")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,8 @@ from tests.hookery.support import Modules
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("HOOKERY_PLUGINS", "HOOKERY_COUNT", "HOOKERY_STRICT", "HOOKERY_ENGINE"):
-        monkeypatch.delenv(variable, raising=False)
+    for variable in [name for name in os.environ if name.startswith("HOOKERY_") and name != "HOOKERY_STATE_DIR"]:
+        monkeypatch.delenv(variable)
 
 
 @pytest.fixture

@@ -48,6 +48,40 @@ class Modules:
                 del sys.modules[name]
 
 
+def environment_of(path: Sequence[Path], more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables of a process that is started for a test, with folders on its `PYTHONPATH`."""
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("HOOKERY_") or name == "HOOKERY_STATE_DIR"
+    }
+    variables["PYTHONPATH"] = os.pathsep.join(map(str, [*path, ROOT]))
+    variables["PYTHONDONTWRITEBYTECODE"] = "1"
+    variables.update(more or {})
+    return variables
+
+
+def run_hookery(
+    *arguments: str | Path,
+    folder: Path,
+    path: Sequence[Path] = (),
+    environment: Mapping[str, str] | None = None,
+    status: int | None = 0,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of hookery in a folder and return what came of it; `status` is what it is expected to end with."""
+    done = subprocess.run(
+        [sys.executable, "-m", "hookery", *map(str, arguments)],
+        cwd=folder,
+        env=environment_of(path, environment),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert status is None or done.returncode == status, f"{done.returncode}\n{done.stdout}{done.stderr}"
+    return done
+
+
 def run_python(
     source: str,
     *,
@@ -76,13 +110,9 @@ def start_python(
     folder: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a fresh interpreter to its end, in the working directory `folder`; arguments and the rest as above."""
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("HOOKERY_")}
-    variables["PYTHONPATH"] = os.pathsep.join(map(str, [*path, ROOT]))
-    variables["PYTHONDONTWRITEBYTECODE"] = "1"
-    variables.update(environment or {})
     return subprocess.run(
         [sys.executable, *arguments],
-        env=variables,
+        env=environment_of(path, environment),
         cwd=folder,
         capture_output=True,
         text=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -281,6 +282,39 @@ class TestUnreached:
         registry.apply_hooks(reach="deep")
         assert registry.unreached() == {}
         assert sys.modules["client"].T["f7"]("a") == many.f7("a") == "A"
+
+    def test_many_targets_are_looked_for_where_asyncio_has_run(self, modules: Modules) -> None:
+        # CPython 3.12 keeps freed objects of asyncio where the garbage collector shows them to whoever asks.
+        modules.write(
+            many="\n".join(f"def f{number}(x): return x" for number in range(320)),
+            client="import many\nT = dict(vars(many))",
+        )
+        out = run_python(
+            """
+            import asyncio, resource, client, hookery
+            resource.setrlimit(resource.RLIMIT_AS, (4 << 30, resource.RLIM_INFINITY))
+
+            async def wait():
+                futures = [asyncio.get_running_loop().create_future() for _ in range(50)]
+                waiting = [asyncio.ensure_future(take(future)) for future in futures]
+                await asyncio.sleep(0)
+                for future in futures:
+                    future.set_result(None)
+                await asyncio.gather(*waiting)
+
+            async def take(future):
+                await future
+
+            asyncio.run(wait())
+            for number in range(320):
+                hookery.registry.register(f"many.f{number}", lambda result, x: None, hookery.HookType.AFTER)
+            hookery.registry.apply_hooks()
+            for _ in range(3):
+                print(hookery.registry.unreached("many.f319"), len(hookery.registry.unreached()))
+            """,
+            path=[modules.folder, Path(__file__).parents[2]],
+        )
+        assert out == "{'many.f319': [\"client.T['f319']\"]} 320\n" * 3
 
     def test_nobodys_code_runs(self, modules: Modules, shop: types.ModuleType, registry: HookRegistry) -> None:
         client = modules.load(

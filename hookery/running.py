@@ -1,0 +1,262 @@
+"""``hookery run``: start a program with hooks in it and in every Python process that it starts.
+
+The program is executed in place of this process with a ``sitecustomize`` of ours on ``PYTHONPATH``, which every Python
+imports when it starts; so it is ``__main__`` as ever, and its signals and its exit status are its own. Nothing else is
+changed, and nothing outside the program.
+
+Out of reach are processes whose Python does not look at ``PYTHONPATH`` or imports no ``sitecustomize`` (the options
+``-I``, ``-E`` and ``-S``), those that are started with an environment without our variables, and programs that embed
+Python so. What can be seen of that is an error before the program starts. A Python that hookery is not installed for
+says on standard error that it has no hooks, and with ``HOOKERY_STRICT=1`` ends.
+
+Where hooks that were asked for fail, the process ends with the exit status 2 before any code of the program has run:
+the program itself, and so each process that it starts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from hookery import command_lines
+from hookery.hooks import HookError
+
+PLUGINS_VARIABLE = "HOOKERY_PLUGINS"
+HOOKS_VARIABLE = "HOOKERY_HOOKS"
+RUN_VARIABLE = "HOOKERY_RUN"
+FOLDERS_VARIABLE = "HOOKERY_RUN_FOLDERS"
+BOOTSTRAP = str(Path(__file__).resolve().parent / "bootstrap")
+
+FAILED = 2  # the exit status
+
+_PYTHON_SUFFIXES = (".py", ".pyw", ".pyc", ".pyz")
+
+
+class RunError(HookError):
+    """A program cannot be started with hooks."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What the processes of a run are told through their environment.
+
+    ``plugins`` are the only entry points to load, ``None`` leaves that to ``HOOKERY_PLUGINS``. ``folders`` are looked
+    in last for the modules of ``hooks``, and for hookery itself. With ``strict`` a target that does not exist is an
+    error.
+    """
+
+    plugins: tuple[str, ...] | None = None
+    hooks: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    strict: bool = False
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> RunSettings:
+        """What ``environment`` says; outside a run that is what the user has set."""
+        return cls(
+            plugins=None,
+            hooks=_split(environment.get(HOOKS_VARIABLE, ""), ","),
+            folders=_split(environment.get(FOLDERS_VARIABLE, ""), os.pathsep),
+            strict=environment.get(RUN_VARIABLE) == "strict",
+        )
+
+    def put_into(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """A copy of ``environment`` for the program. Within another run the hooks of both are in it, each once."""
+        outer = self.of(environment)
+        result = dict(environment)
+        if self.plugins is not None:
+            asked_before = environment.get(PLUGINS_VARIABLE, "") if RUN_VARIABLE in environment else ""
+            result[PLUGINS_VARIABLE] = ",".join(dict.fromkeys(_split(asked_before, ",") + self.plugins))
+        result[HOOKS_VARIABLE] = ",".join(dict.fromkeys(outer.hooks + self.hooks))
+        result[FOLDERS_VARIABLE] = os.pathsep.join(dict.fromkeys(outer.folders + self.folders))
+        result[RUN_VARIABLE] = "strict" if outer.strict or self.strict else "1"
+        path = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry != BOOTSTRAP]
+        result["PYTHONPATH"] = os.pathsep.join([BOOTSTRAP, *(path if path != [""] else [])])
+        return result
+
+
+def _split(text: str, separator: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(separator) if part.strip())
+
+
+def run(command: Sequence[str], settings: RunSettings) -> None:
+    """Become the program. Returns only by raising.
+
+    Raises:
+        RunError: the program is not found, cannot be executed, or cannot be reached by hooks.
+    """
+    arguments = find_program(command)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execve(arguments[0], arguments, settings.put_into(os.environ))
+    except OSError as error:
+        raise RunError(f"{arguments[0]} cannot be executed: {error.strerror}") from error
+
+
+def find_program(command: Sequence[str]) -> list[str]:
+    """What to execute for a script, a folder or archive with a ``__main__``, ``-m module``, ``-c code``, or the name or
+    path of any program.
+
+    Raises:
+        RunError: there is no such program, or it asks for an isolated Python.
+    """
+    if not command:
+        raise RunError("no program to run; give a script, -m and a module, or the name of an installed program")
+    program, *rest = command
+    if program in ("-m", "-c"):
+        if not rest:
+            raise RunError(f"{program} needs {'a module' if program == '-m' else 'code'} after it")
+        return [sys.executable, program, *rest]
+    if program.startswith("-"):
+        raise RunError(f"{program} is no option of `hookery run`; options of Python go after it: python {program} ...")
+    if os.sep not in program and not program.endswith(_PYTHON_SUFFIXES):
+        from shutil import which
+
+        installed = which(program, path=_search_path())
+        if installed is not None:
+            return _checked([installed, *rest])
+    if os.path.isdir(program):
+        if not os.path.exists(os.path.join(program, "__main__.py")):
+            raise RunError(f"{program} is a folder without a __main__.py")
+        return [sys.executable, program, *rest]
+    if not os.path.exists(program):
+        raise RunError(f"there is no program {program!r}, neither as a file nor installed")
+    if program.endswith(_PYTHON_SUFFIXES) or not os.access(program, os.X_OK):
+        return [sys.executable, program, *rest]
+    return _checked([os.path.abspath(program), *rest])
+
+
+def _search_path() -> str:
+    """Programs that are installed beside this interpreter come first: there the plugins are installed too."""
+    return os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
+
+
+def _checked(arguments: list[str]) -> list[str]:
+    """Refuse a program that is known to run in a Python that hooks cannot reach.
+
+    Raises:
+        RunError: it is one.
+    """
+    interpreter, where = arguments, "it"
+    if not command_lines.is_interpreter(arguments[0]):
+        interpreter, where = _first_line(arguments[0]), f"the first line of {arguments[0]}"
+    if interpreter and command_lines.is_interpreter(interpreter[0]):
+        isolating = command_lines.parse(interpreter[1:]).isolating
+        if isolating is not None:
+            raise RunError(
+                f"{' '.join(arguments)}: {where} asks Python for {isolating}, which keeps hooks from being applied;"
+                " start it without that option"
+            )
+    return arguments
+
+
+def _first_line(program: str) -> list[str]:
+    """The interpreter that a script names, and its options."""
+    try:
+        with open(program, "rb") as file:
+            first = file.readline(4096)
+    except OSError as error:
+        raise RunError(f"{program} cannot be read: {error.strerror}") from error
+    if not first.startswith(b"#!"):
+        return []
+    words = os.fsdecode(first[2:]).split()
+    if words and os.path.basename(words[0]) == "env":
+        words = [word for word in words[1:] if word != "-S"]
+    return words
+
+
+def folders_of(modules: Sequence[str]) -> tuple[str, ...]:
+    """Where hook modules, and hookery, are found that are not installed: so they are found from other folders too.
+
+    Raises:
+        RunError: one is found neither on ``sys.path`` nor in the current folder.
+    """
+    return tuple(dict.fromkeys(folder for module in (*modules, "hookery") if (folder := _folder_of(module))))
+
+
+def _folder_of(module: str) -> str | None:
+    top = module.partition(".")[0]
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise RunError(f"{module!r} is not the dotted name of a module; write it as an import statement would")
+    loaded = sys.modules.get(top)
+    spec = loaded.__spec__ if loaded is not None else importlib.util.find_spec(top)
+    if spec is None:
+        spec = PathFinder.find_spec(top, [os.getcwd()])
+    if spec is None:
+        raise RunError(f"there is no module {top!r} to take hooks from, neither on sys.path nor in {os.getcwd()}")
+    places = list(spec.submodule_search_locations or [])
+    place = os.path.dirname(places[0]) if places else os.path.dirname(spec.origin or "")
+    place = os.path.abspath(place) if place else ""
+    return None if not place or _is_installed(place) else place
+
+
+def _is_installed(folder: str) -> bool:
+    import sysconfig
+
+    paths = sysconfig.get_paths()
+    return any(os.path.samefile(folder, place) for place in set(paths.values()) if os.path.isdir(place))
+
+
+def append_folders(modules: Sequence[str], folders: Sequence[str]) -> None:
+    """Put ``folders`` last on ``sys.path``, if a module is not found without them."""
+    if not folders or all(importlib.util.find_spec(module.partition(".")[0]) for module in modules):
+        return
+    sys.path.extend(folder for folder in folders if folder not in sys.path)
+
+
+def apply_asked_for() -> None:
+    """Load the plugins and the hooks that the environment asks for, and apply them.
+
+    Raises:
+        HookError: what was asked for fails.
+    """
+    from hookery.plugins import load_plugins
+
+    settings = RunSettings.of(os.environ)
+    append_folders(settings.hooks, settings.folders)
+    load_plugins(modules=settings.hooks, strict=settings.strict)
+
+
+def apply_in_this_process() -> None:
+    """Apply what the environment asks for. Called while this process starts; where that fails, it ends."""
+    if RUN_VARIABLE not in os.environ:
+        _complain(f"{RUN_VARIABLE} has been taken out of its environment")
+        if os.environ.get("HOOKERY_STRICT") == "1":
+            os._exit(FAILED)
+        return
+    if _is_own_command():
+        return
+    try:
+        apply_asked_for()
+        if command_lines.parse(sys.orig_argv[1:]).how == "-m":
+            from hookery import main_module
+
+            main_module.watch()
+    except Exception as error:  # noqa: BLE001  (a plugin may raise anything; it ends the process)
+        _complain(f"{error}" if isinstance(error, HookError) else f"{type(error).__name__}: {error}")
+        # Python would report a SystemExit here as an error of its own start.
+        os._exit(FAILED)
+
+
+def _complain(what: str) -> None:
+    name = command_lines.short_name(sys.orig_argv)
+    print(f"hookery run: no hooks in process {os.getpid()}, {name}: {what}", file=sys.stderr, flush=True)
+
+
+def _is_own_command() -> bool:
+    """Whether this is a command of hookery: it loads what it is about itself."""
+    command = command_lines.parse(sys.orig_argv[1:])
+    if command.how == "-m":
+        return command.what == "hookery"
+    if command.how != "script" or os.path.basename(command.what) != "hookery":
+        return False
+    try:
+        return "hookery.cli" in Path(command.what).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False

@@ -1,0 +1,275 @@
+"""Where the processes of one user say which hooks they have: one file per process, in a folder of the user's own.
+
+The folder is ``/tmp/hookery-UID``, or what ``HOOKERY_STATE_DIR`` names; not ``TMPDIR``, which differs between processes
+that have to find each other. It must belong to the user and be closed to everybody else, and is opened once and then
+used through its descriptor, so that nobody can put another in its place.
+
+A file is a line of JSON that says everything, then one line for each change. Its name has the process's start time in
+it, so that another process that gets the same number later is not taken for it. What a process has said last when it
+ended goes to one of a fixed number of files, so that a program that starts processes for months does not fill the
+folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, replace
+from json.decoder import JSONDecoder
+from typing import Any
+
+from hookery.hooks import HookError
+from hookery.listing import HookRecord
+
+FOLDER_VARIABLE = "HOOKERY_STATE_DIR"
+FORMAT = 1
+ENDED_FILES = 512
+MAX_BYTES = 64 << 20
+
+_decode = JSONDecoder().decode  # json.loads may be hooked
+_LIVE_NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.(?:jsonl|\d+\.tmp)")
+_ENDED_NAME = re.compile(r"(\d+)-ended-\d+\.jsonl")
+_RECORD_FIELDS = {field.name for field in fields(HookRecord)}
+
+
+class StateFolderError(HookError):
+    """The folder of the state files is not the user's own."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A process as nobody else is it. ``start`` is in clock ticks since the machine started; ``stack``, the address of
+    its stack, changes when the process executes another program. Process numbers are those of one namespace."""
+
+    namespace: int
+    pid: int
+    start: int
+    stack: int
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.namespace}-{self.pid}-{self.start}.jsonl"
+
+    @property
+    def ended_file_name(self) -> str:
+        return f"{self.namespace}-ended-{self.pid % ENDED_FILES}.jsonl"
+
+
+@dataclass(frozen=True)
+class PublishedProcess:
+    """What a process said last about its hooks. Times are seconds since the epoch.
+
+    ``records`` are as of ``published_at`` in what they say about states, and as of ``asked_at``, the last time that the
+    process was asked or ended, in whether hooks ran, how often, and which holders are unreached. ``signal`` is the one
+    that asks it, and ``ended_at`` is ``None`` while it lives.
+    """
+
+    pid: int
+    start: int
+    parent: int
+    role: str
+    command: tuple[str, ...]
+    python: str
+    signal: int | None
+    published_at: float
+    asked_at: float
+    ended_at: float | None
+    records: tuple[HookRecord, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON takes it."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**plain, "command": list(self.command), "records": [record.to_dict() for record in self.records]}
+
+
+def folder() -> str:
+    """Where the files are."""
+    return os.environ.get(FOLDER_VARIABLE) or f"/tmp/hookery-{os.geteuid()}"
+
+
+@contextmanager
+def opened_folder(*, create: bool = False) -> Iterator[int]:
+    """A descriptor of the folder.
+
+    Raises:
+        StateFolderError: it belongs to another user, is open to others, or is not a folder itself.
+        OSError: it cannot be made or opened, or does not exist.
+    """
+    path = folder()
+    if create:
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except NotADirectoryError:
+        raise StateFolderError(_refusal(path, "is not a folder itself")) from None
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid():
+            raise StateFolderError(_refusal(path, f"belongs to the user with the number {status.st_uid}"))
+        if status.st_mode & 0o077:
+            raise StateFolderError(_refusal(path, f"is open to others (mode {stat.S_IMODE(status.st_mode):o})"))
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _refusal(path: str, why: str) -> str:
+    return (
+        f"{path} {why}, so hookery neither reads nor writes there; remove it, close it to others (chmod 700), or name"
+        f" another folder with {FOLDER_VARIABLE}"
+    )
+
+
+def identity_of(pid: int | None = None) -> Identity | None:
+    """Who the process with that number is; by default this one. ``None`` if there is none, or it has ended."""
+    try:
+        with open(f"/proc/{'self' if pid is None else pid}/stat", "rb") as file:
+            after_name = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        if pid is None:
+            raise
+        return None
+    state, start, stack = after_name[0], int(after_name[19]), int(after_name[25])  # fields 3, 22 and 28 of proc(5)
+    return None if state in b"ZX" else Identity(namespace(), os.getpid() if pid is None else pid, start, stack)
+
+
+def namespace() -> int:
+    """The namespace that the numbers of this process's world belong to: containers may share a folder."""
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+def write(directory: int, name: str, content: str, scratch_name: str) -> None:
+    """Put ``content`` under ``name`` in one step. ``scratch_name`` is used until then.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    _write_all(os.open(scratch_name, flags, 0o600, dir_fd=directory), content)
+    os.replace(scratch_name, name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def append(directory: int, name: str, content: str) -> int:
+    """Add a line to a file that is there, and return how many bytes it had.
+
+    Raises:
+        OSError: it cannot be written, or is not there.
+    """
+    descriptor = os.open(name, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    size = os.fstat(descriptor).st_size
+    _write_all(descriptor, content)
+    return size
+
+
+def _write_all(descriptor: int, content: str) -> None:
+    data = content.encode("utf-8", "backslashreplace")
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    finally:
+        os.close(descriptor)
+
+
+def read_processes(*, ended: bool = False) -> tuple[list[PublishedProcess], list[str]]:
+    """What the processes of this user that live have published, and what was found that could not be read.
+
+    What processes left behind that were killed is removed.
+
+    Args:
+        ended: include processes that have ended by themselves, the last few hundred.
+
+    Raises:
+        StateFolderError: the folder is not the user's own.
+        OSError: it cannot be read.
+    """
+    found: list[PublishedProcess] = []
+    unreadable: list[str] = []
+    try:
+        with opened_folder() as directory:
+            names = os.listdir(directory)
+            for name in remove_litter(directory, names):
+                if name.endswith(".tmp") or (_ENDED_NAME.fullmatch(name) and not ended):
+                    continue
+                try:
+                    process = _read(directory, name)
+                except FileNotFoundError:
+                    continue  # it has ended in this moment
+                except (OSError, ValueError, TypeError, KeyError) as error:
+                    unreadable.append(f"{folder()}/{name}: {type(error).__name__}: {error}")
+                else:
+                    if process is not None:
+                        found.append(process)
+    except FileNotFoundError:
+        return [], []  # nobody has published anything yet
+    return sorted(found, key=lambda process: (process.ended_at or float("inf"), process.pid)), unreadable
+
+
+def remove_litter(directory: int, names: Iterable[str]) -> list[str]:
+    """Remove what killed processes have left, and return which of the files belong to this namespace and are none."""
+    here = str(namespace())
+    kept = []
+    for name in names:
+        live, ended = _LIVE_NAME.fullmatch(name), _ENDED_NAME.fullmatch(name)
+        match = live or ended
+        if match is None or match[1] != here:
+            continue
+        if live is not None:
+            identity = identity_of(int(live[2]))
+            if identity is None or identity.start != int(live[3]):
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=directory)
+                continue
+        kept.append(name)
+    return kept
+
+
+def _read(directory: int, name: str) -> PublishedProcess | None:
+    """What a file says; ``None`` if it is about a program that its process does not run any more.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError, TypeError, KeyError: it is not what this version of hookery writes.
+    """
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            raise ValueError("it is not a file of this user")
+        lines = file.read(MAX_BYTES).decode("utf-8", "replace").split("\n")
+    head = _decode(lines[0])
+    if head["format"] != FORMAT:
+        raise ValueError(f"it has the format {head['format']!r}, this version of hookery reads {FORMAT}")
+    if head["ended_at"] is None:
+        identity = identity_of(head["pid"])
+        if identity is None or identity.stack != head["stack"]:
+            return None
+    records = {fields["order"]: _record(fields) for fields in head["records"]}
+    process = PublishedProcess(
+        pid=head["pid"],
+        start=head["start"],
+        parent=head["parent"],
+        role=head["role"],
+        command=tuple(head["command"]),
+        python=head["python"],
+        signal=head["signal"],
+        published_at=head["published_at"],
+        asked_at=head["published_at"],
+        ended_at=head["ended_at"],
+        records=(),
+    )
+    for line in lines[1:-1]:  # after the last one that is complete there is what is being written, or nothing
+        change = _decode(line)
+        records.update({fields["order"]: _record(fields) for fields in change["records"]})
+        for order in change["gone"]:
+            records.pop(order, None)
+        process = replace(process, published_at=change["published_at"])
+    return replace(process, records=tuple(records[order] for order in sorted(records)))
+
+
+def _record(published: dict[str, Any]) -> HookRecord:
+    """A record, which another version may have written with more fields than there are here."""
+    return HookRecord(**{name: value for name, value in published.items() if name in _RECORD_FIELDS})
