@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator
 from typing import Any
 
@@ -18,6 +19,8 @@ class NoOp:
 
     def __init__(self, target: Target, engine: str, first: Any) -> None:
         self.callee = engines._callee(target)
+        if target.kind is TargetKind.ABSENT:
+            self.callee = dataclasses.replace(self.callee, like=first)
         self.value = target.inner if target.kind is TargetKind.PROPERTY else target.raw
 
     def use(self, fused: Any) -> None: ...

@@ -132,6 +132,7 @@ class TestNone:
         registry.register("shop.nothing", lambda item: item + "!", HookType.REPLACE)
         registry.register("client.nothing", lambda item: item + "?", HookType.REPLACE)
         registry.apply_hooks()
+        assert shop.nothing is not client.nothing
         assert (shop.nothing("tea"), client.nothing("tea")) == ("tea!", "tea?")
         assert shop.also_nothing is client.also_nothing is client.mine is None
         late = modules.load("late", "from shop import nothing")
