@@ -8,8 +8,7 @@ import sys
 import types
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from hookery import generation, signatures
 from hookery.callees import Call, Callee, Kind, is_coroutine_function
@@ -20,8 +19,7 @@ from hookery.signatures import Parameters, TypedCall
 _NO_PARAMETERS = Parameters((), (), None, (), None, frozenset())
 
 
-@dataclass
-class Fused:
+class Fused(NamedTuple):
     """A function that is still to be made: its code, the names that the code looks up, and what it will be called.
 
     Every time it is made the code is a new object, which is how a compiler notices that something changed.

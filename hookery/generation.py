@@ -9,8 +9,7 @@ from __future__ import annotations
 import builtins
 import functools
 import types
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from hookery.callees import Kind
 from hookery.hooks import NONE, HookType
@@ -19,8 +18,7 @@ from hookery.signatures import Parameters, TypedCall
 MISSING: Final = object()  # the default of a parameter that the caller may leave out
 
 
-@dataclass(frozen=True)
-class HookShape:
+class HookShape(NamedTuple):
     """What of a hook its text depends on. ``typed``: how a typed hook is called."""
 
     type: HookType
@@ -30,8 +28,7 @@ class HookShape:
     typed: TypedCall | None
 
 
-@dataclass(frozen=True)
-class SegmentShape:
+class SegmentShape(NamedTuple):
     """One function to be written: the BEFORE and AFTER ``layers`` from the outside in, around the call of ``core``, or
     of what is further in if there is none.
 
@@ -52,8 +49,7 @@ class SegmentShape:
     free_variables: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """What was written. ``constants`` and ``roles`` are the names that the code looks up: a role says by a word, and by
     the number of a layer (``None``: the core), what the name stands for. ``missing`` is the number of parameters whose
     default is :data:`MISSING`.
@@ -85,7 +81,7 @@ def write(segment: SegmentShape) -> Text:
         if segment.outermost or any(each.keyword for each in calls):
             writer.usual_calls(calls)
         else:
-            missing = calls[0].count
+            missing = calls[0].positional
             takes = writer.usual_positional_calls()
     writer.body()
     if segment.free_variables:
@@ -105,11 +101,10 @@ def write_binder(parameters: Parameters) -> types.CodeType:
     return _compiled(f"def function({parameters.declaration()}):\n    return ({values})", nested=False)
 
 
-@dataclass(frozen=True)
-class UsualCall:
+class UsualCall(NamedTuple):
     """A usual way to call the target: so many arguments by position, and perhaps one by name."""
 
-    count: int
+    positional: int
     keyword: str | None = None
 
 
@@ -131,25 +126,30 @@ def usual_calls(parameters: Parameters) -> tuple[UsualCall, ...]:
     return tuple(usual)
 
 
-@dataclass
 class _Values:
-    """The variables that hold the arguments at one point of the fused function."""
+    """The variables that hold the arguments at one point of the fused function.
 
-    variables: tuple[str, ...]  # one for each parameter; or, where it takes anything, those of args and kwargs
-    bound: tuple[str, ...] | None = None  # there: the variables that hold them parameter by parameter
-    usual: str | None = None  # in the text of a usual call: what stands between the parentheses
+    Args:
+        variables: one for each parameter; or, where the function takes anything, those of args and kwargs.
+        usual: in the text of a usual call: what stands between the parentheses.
+    """
+
+    def __init__(self, variables: tuple[str, ...], usual: str | None = None) -> None:
+        self.variables = variables
+        self.bound: tuple[str, ...] | None = None  # where it takes anything: those that hold them one by one
+        self.usual = usual
 
 
-@dataclass
 class _Writer:
     """The text of one function, and the names that it looks up."""
 
-    segment: SegmentShape
-    prefix: str
-    constants: dict[str, Any] = field(default_factory=dict)
-    roles: dict[str, tuple[str, int | None]] = field(default_factory=dict)
-    lines: list[str] = field(default_factory=list)
-    _variables: int = 0
+    def __init__(self, segment: SegmentShape, prefix: str) -> None:
+        self.segment = segment
+        self.prefix = prefix
+        self.constants: dict[str, Any] = {}
+        self.roles: dict[str, tuple[str, int | None]] = {}
+        self.lines: list[str] = []
+        self._variables = 0
 
     def line(self, text: str, depth: int = 0) -> None:
         self.lines.append("    " * depth + text)
@@ -238,8 +238,8 @@ class _Writer:
             else:
                 self.line(f"if {length}({prefix}kwargs) == 1 and {keyword!r} in {prefix}kwargs:")
             for each in like_it:
-                names = self._positional(each.count)
-                self.line(f"if {length}({prefix}args) == {each.count}:", 1)
+                names = self._positional(each.positional)
+                self.line(f"if {length}({prefix}args) == {each.positional}:", 1)
                 if names:
                     self.line(f"{', '.join(names)}, = {prefix}args", 2)
                 values = [*names]
@@ -252,13 +252,13 @@ class _Writer:
         """Texts for the usual calls, of an inner function that takes what is always passed without making a tuple;
         returns the parameters."""
         prefix, usual = self.prefix, self.segment.usual
-        least = usual[0].count
-        names = self._positional(usual[-1].count)
+        least = usual[0].positional
+        names = self._positional(usual[-1].positional)
         missing = self.constant("missing", MISSING)
         given = f"{names[least - 1]} is not {missing}" if least else None
         for each in usual:
-            extra = names[least : each.count]
-            if each.count == least:
+            extra = names[least : each.positional]
+            if each.positional == least:
                 self.line(
                     " and ".join([f"if not {prefix}args", f"not {prefix}kwargs", *([given] if given else [])]) + ":"
                 )
@@ -266,7 +266,7 @@ class _Writer:
                 count = f"{self.constant('len', len)}({prefix}args) == {len(extra)}"
                 self.line(f"if {count} and not {prefix}kwargs:")
                 self.line(f"{', '.join(extra)}, = {prefix}args", 1)
-            self._usual_body(0, _Values((), usual=", ".join(names[: each.count])), 1, tail=True)
+            self._usual_body(0, _Values((), usual=", ".join(names[: each.positional])), 1, tail=True)
         for taken in range(least, 0, -1):
             self.line(f"{'if' if taken == least else 'elif'} {names[taken - 1]} is not {missing}:")
             self.line(f"{prefix}args = ({', '.join(names[:taken])}, *{prefix}args)", 1)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextvars
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 from hookery import engines, own_modules, patches, watching
 from hookery.fitting import check_options
@@ -536,8 +535,7 @@ def _give_back(left: list[patches.Patch]) -> None:
             patches.give_back(left)
 
 
-@dataclass(frozen=True)
-class Loading:
+class Loading(NamedTuple):
     """The plugin that is being loaded: hooks that it registers without saying otherwise are its own."""
 
     registry: HookRegistry

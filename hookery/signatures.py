@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hookery.hooks import Hook, HookType
 
@@ -20,8 +19,7 @@ _VARARGS, _VARKEYWORDS = 0x04, 0x08  # inspect.CO_VARARGS and CO_VARKEYWORDS; im
 _LEADING = {HookType.AFTER: "result", HookType.AROUND: "original_fn"}
 
 
-@dataclass(frozen=True)
-class Parameters:
+class Parameters(NamedTuple):
     """The parameters of a target by kind, as source text needs them; defaults are set on the finished function."""
 
     positional_only: tuple[str, ...]
@@ -117,8 +115,7 @@ def signature_of(function: Any) -> inspect.Signature | None:
         return None
 
 
-@dataclass(frozen=True)
-class TypedCall:
+class TypedCall(NamedTuple):
     """How a typed hook is called: per parameter of the target, by position (``None``) or as a keyword of this name."""
 
     keywords: tuple[str | None, ...]

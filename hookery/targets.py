@@ -17,7 +17,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from hookery import raw
 from hookery.hooks import TargetNotFoundError
@@ -147,8 +147,7 @@ def _call_nothing(name: str, *args: Any, **kwargs: Any) -> Any:
     raise TypeError(f"{name} is None; no hook replaces it any more")
 
 
-@dataclass(frozen=True)
-class Pending:
+class Pending(NamedTuple):
     """A target that cannot be resolved yet. ``module`` is what has to be imported, ``why`` says it in words;
     ``attribute`` is what it waits for where the module is imported and makes attributes when they are asked for."""
 
