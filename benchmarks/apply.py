@@ -79,13 +79,13 @@ def loaded_globals() -> Iterator[dict[str, Any]]:
             yield vars(module)
 
 
-def scan(wanted: object) -> int:
-    """How many globals of loaded modules are `wanted`."""
-    found = 0
+def scan(wanted: object) -> list[tuple[dict[str, Any], str]]:
+    """The globals of loaded modules that are `wanted`: where and by which name, which is what rebinding has to know."""
+    found = []
     for namespace in loaded_globals():
-        for value in list(namespace.values()):
+        for name, value in list(namespace.items()):
             if value is wanted:
-                found += 1
+                found.append((namespace, name))
     return found
 
 

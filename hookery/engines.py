@@ -250,7 +250,8 @@ class Generated:
         kept = {name: value for name, value in vars(inner).items() if not name.startswith(_COMPILER_MARKS)}
         vars(function).update(kept)
         vars(function)["__wrapped__"] = inner
-        signature = self.callee.signature()
+        plain = self.callee.plain is not None
+        signature = signatures.read_when_asked(self.callee.signature) if plain else self.callee.signature()
         if signature is not None:
             vars(function)["__signature__"] = signature
 

@@ -83,8 +83,14 @@ def rebind(wishes: Iterable[Rebinding]) -> list[tuple[Rebinding, Holder]]:
     if not by_identity:
         return done
     for module_name, namespace in _namespaces():
-        if namespace is None or not _holds_any(namespace, identities):
+        if namespace is None:
             continue
+        try:  # without a function of its own: this runs once per loaded module
+            if identities.isdisjoint(map(id, namespace.values())):
+                continue
+        except RuntimeError:  # another thread has changed it meanwhile
+            if identities.isdisjoint(map(id, namespace.copy().values())):
+                continue
         for name, value in namespace.copy().items():
             wish = by_identity.get(id(value))
             if wish is not None and value is wish.old and wish.applies_to(namespace, name):
@@ -103,13 +109,6 @@ def _namespaces() -> Iterator[tuple[str, dict[str, Any] | None]]:
         yield module_name, raw.namespace(module)  # an entry of sys.modules need not be a module
     if "__mp_main__" in sys.modules:
         yield "__mp_main__", raw.main_globals_apart()
-
-
-def _holds_any(namespace: dict[str, Any], identities: frozenset[int]) -> bool:
-    try:
-        return not identities.isdisjoint(map(id, namespace.values()))
-    except RuntimeError:  # another thread has changed it meanwhile
-        return not identities.isdisjoint(map(id, list(namespace.values())))
 
 
 def give_back(namespace: dict[str, Any], exchange: dict[int, tuple[Any, Any]]) -> None:

@@ -6,6 +6,7 @@ the target when it is applied, so that every call that the target accepts reache
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -113,6 +114,40 @@ def signature_of(function: Any) -> inspect.Signature | None:
         return inspect.signature(function)
     except (TypeError, ValueError):
         return None
+
+
+def read_when_asked(read: Callable[[], inspect.Signature | None]) -> inspect.Signature:
+    """A signature that is read when somebody looks at it: most never are, and reading one takes a third of the time of
+    hooking a function. ``read`` must give one, and the same one every time."""
+    made: inspect.Signature = _deferred_signature()(read)
+    return made
+
+
+@functools.cache
+def _deferred_signature() -> Any:
+    import inspect
+
+    class DeferredSignature(inspect.Signature):
+        __slots__ = ("_read",)
+
+        def __init__(self, read: Callable[[], inspect.Signature]) -> None:
+            self._read = read
+
+        @property
+        def _parameters(self) -> Any:
+            return self._read().parameters
+
+        @property
+        def _return_annotation(self) -> Any:
+            return self._read().return_annotation
+
+        def replace(self, **changes: Any) -> inspect.Signature:  # type: ignore[override]
+            return self._read().replace(**changes)
+
+        def __reduce__(self) -> Any:
+            return self._read().__reduce__()
+
+    return DeferredSignature
 
 
 class TypedCall(NamedTuple):
