@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ class Kind(enum.Enum):
     ASYNC_GENERATOR = "async generator"
 
 
-@dataclass(frozen=True)
 class Callee:
     """What the hooks are put around.
 
@@ -31,12 +29,22 @@ class Callee:
     is; ``plain`` is the function whose parameters the fused one may take as its own, where the target is one.
     """
 
-    original: Call
-    like: Any
-    plain: types.FunctionType | None
-    signature: Callable[[], inspect.Signature | None]
-    first_is_bound: bool
-    name: str
+    def __init__(
+        self,
+        *,
+        original: Call,
+        like: Any,
+        plain: types.FunctionType | None,
+        signature: Callable[[], inspect.Signature | None],
+        first_is_bound: bool,
+        name: str,
+    ) -> None:
+        self.original = original
+        self.like = like
+        self.plain = plain
+        self.signature = signature
+        self.first_is_bound = first_is_bound
+        self.name = name
 
     @property
     def kind(self) -> Kind:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from hookery import engines
 from hookery.hooks import HookFunction, HookSource, HookType
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
     from hookery import callable_types as of
 
 
-@dataclass(frozen=True)
-class Declaration:
+class Declaration(NamedTuple):
     """One use of the decorator, remembered so that a plugin whose module is imported already can register again."""
 
     target: str

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import builtins
 import copy
-import dataclasses
 import functools
 import itertools
 import os
@@ -29,7 +28,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from hookery import signatures
+from hookery import locking, signatures
 from hookery.callees import Callee
 from hookery.cargo import wrapper_class
 from hookery.chain import fuse
@@ -112,11 +111,17 @@ def _why_not_generated(target: Target) -> str | None:
 
 def prepare(needed: set[str]) -> None:
     """Import what the engines are made of. Call it without any lock: an import may wait for another thread's."""
-    import difflib  # noqa: F401  (of the message for a name that is not found)
-    import inspect  # noqa: F401
+    # Not waited for without an end: who holds it may wait for the module that this thread is importing.
+    held = locking.importing.acquire(timeout=locking.FORK_WAITS)
+    try:
+        import difflib  # noqa: F401  (of the message for a name that is not found)
+        import inspect  # noqa: F401
 
-    if ENGINE_WRAPT in needed:
-        wrapper_class()
+        if ENGINE_WRAPT in needed:
+            wrapper_class()
+    finally:
+        if held:
+            locking.importing.release()
 
 
 class StandIn(Protocol):
@@ -224,7 +229,7 @@ class Generated:
     def __init__(self, target: Target, like: Any = None) -> None:
         self.callee = _callee(target)
         if like is not None:
-            self.callee = dataclasses.replace(self.callee, like=like)
+            self.callee.like = like
         inner = target.inner
         name = self.callee.name.rpartition(".")[2]
         self.function = types.FunctionType(_unused.__code__, {"__builtins__": builtins}, name)

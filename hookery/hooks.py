@@ -6,8 +6,7 @@ import enum
 import functools
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 HookFunction = Callable[..., Any]
 
@@ -64,8 +63,7 @@ NONE: Final = _NoneResult()
 """What an AFTER hook returns to turn the result into ``None`` (a plain ``None`` keeps the result)."""
 
 
-@dataclass(frozen=True)
-class HookSource:
+class HookSource(NamedTuple):
     """Who registered a hook. All hooks of one source are applied, or undone, together.
 
     ``name`` is the entry point's name for an installed plugin, the module for one asked for by module, and the
@@ -86,14 +84,14 @@ class HookSource:
         )
 
 
-@dataclass(frozen=True)
-class LoadedPlugin:
+class LoadedPlugin(NamedTuple):
     """A plugin that was loaded, and what another process has to do to load it: import ``module``, and call
-    ``attribute`` of it if there is one."""
+    ``attribute`` of it if there is one. ``asked_for``: by name."""
 
     source: HookSource
     module: str
     attribute: str | None = None
+    asked_for: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
@@ -102,7 +100,7 @@ class LoadedPlugin:
 
 
 class Mark:
-    """Whether a hook ran. Of its own, because a stand-in writes it at every call, and a slot is written fastest."""
+    """Whether a hook ran; what its stand-in writes, with nothing else in reach."""
 
     __slots__ = ("ran",)
 
@@ -110,36 +108,49 @@ class Mark:
         self.ran = False
 
 
-@dataclass(eq=False)
 class Hook:
     """One registered hook. ``mark``, ``calls``, ``last_error`` and ``disabled`` are written by the stand-in, the rest
     by the registry. ``engine`` is what it was put in place with, ``engine_asked`` what was asked for."""
 
-    target: str
-    function: HookFunction
-    type: HookType
-    source: HookSource
-    priority: int = 0
-    order: int = 0
-    reason: str | None = None
-    counted: bool = False
-    subclasses: bool = False  # hook what overrides the target in subclasses too
-    deep: bool = False  # reach more than module globals
-    declared: bool = False  # by the decorator: importing its module registers it
-    state: HookState = HookState.PENDING
-    detail: str = ""
-    waits_for: str | None = None  # while it is pending: the module
-    waits_for_attribute: str | None = None  # and what that makes when it is asked for it, if it is a lazy package
-    engine: str | None = None
-    place: str = ""  # the name, in colon form, under which the target was found
-    calls: int = 0
-    engine_asked: str = "auto"
-    engine_reason: str = ""
-    on_error: str = "raise"
-    versions: str | None = None
-    last_error: str | None = None
-    disabled: bool = False  # raised, and asked to be taken out then
-    mark: Mark = field(default_factory=Mark, repr=False)
+    def __init__(
+        self,
+        target: str,
+        function: HookFunction,
+        type: HookType,  # noqa: A002
+        source: HookSource,
+        priority: int = 0,
+        order: int = 0,
+        reason: str | None = None,
+        counted: bool = False,
+    ) -> None:
+        self.target = target
+        self.function = function
+        self.type = type
+        self.source = source
+        self.priority = priority
+        self.order = order
+        self.reason = reason
+        self.counted = counted
+        self.subclasses = False  # hook what overrides the target in subclasses too
+        self.deep = False  # reach more than module globals
+        self.declared = False  # by the decorator: importing its module registers it
+        self.state = HookState.PENDING
+        self.detail = ""
+        self.waits_for: str | None = None  # while it is pending: the module
+        self.waits_for_attribute: str | None = None  # and what a lazy package makes when it is asked for it
+        self.engine: str | None = None
+        self.place = ""  # the name, in colon form, under which the target was found
+        self.calls = 0
+        self.engine_asked = "auto"
+        self.engine_reason = ""
+        self.on_error = "raise"
+        self.versions: str | None = None
+        self.last_error: str | None = None
+        self.disabled = False  # raised, and asked to be taken out then
+        self.mark = Mark()
+
+    def __repr__(self) -> str:
+        return f"<{self.describe()}, {self.state.value}>"
 
     @property
     def ran(self) -> bool:

@@ -7,12 +7,10 @@ rebound to the stand-in. Changing the hooks swaps what the stand-in calls, not t
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import types
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hookery import chain, engines, locking, own_modules, raw, reach, retired
@@ -29,29 +27,26 @@ observers: list[Callable[[Patch], object]] = []  # called with every patch that 
 _made: weakref.WeakSet[Patch] = weakref.WeakSet()  # those that were taken off too, until the last reference goes
 
 
-@dataclass(eq=False)
 class Patch:
     """One hooked target. ``stand_in`` is what stands at its name, ``made`` what the engine made for it."""
 
-    target: Target
-    engine: str
-    engine_reason: str
-    first: dataclasses.InitVar[Hook]
-    stand_in: Any = None
-    made: engines.StandIn | None = None
-    hooks: list[Hook] = field(default_factory=list)
-    holders: list[Holder] = field(default_factory=list)
-    deep: bool = False  # what else than module globals holds the original is rebound too, where that is safe
-    superseded: bool = False  # a reload put another object at the name; this patch serves whoever kept the old one
-    references: int = 0  # how many there are to what was made, before it stands anywhere
-    looking_after: Callable[[], bool] | None = None  # see own_modules
-
-    def __post_init__(self, first: Hook) -> None:
+    def __init__(self, target: Target, engine: str, engine_reason: str, first: Hook) -> None:
+        self.target = target
+        self.engine = engine
+        self.engine_reason = engine_reason
+        self.stand_in: Any = None
+        self.made: engines.StandIn | None = None
+        self.hooks: list[Hook] = []
+        self.holders: list[Holder] = []
+        self.deep = False  # what else than module globals holds the original is rebound too, where that is safe
+        self.superseded = False  # a reload put another object at the name; this patch serves who kept the old one
+        self.references = 0  # how many there are to what was made, before it stands anywhere
+        self.looking_after: Callable[[], bool] | None = None  # see own_modules
         _made.add(self)
         for observe in observers:
             observe(self)
         if not self.is_class:
-            self.made = engines.make_stand_in(self.target, self.engine, first.function)
+            self.made = engines.make_stand_in(target, engine, first.function)
             if not self.is_property:
                 self.stand_in = self.made.value
                 self.references = retired.references(self.stand_in)
@@ -194,8 +189,7 @@ def add_to_subclasses(hook: Hook) -> bool:
     """
     added = False
     for patch, subclass in overriding(hook) if hook.subclasses else ():
-        override = replace(
-            patch.target,
+        override = patch.target._replace(
             module=raw.class_module(subclass),
             qualname=f"{raw.class_qualname(subclass)}.{patch.target.attribute}",
             owner=subclass,
@@ -261,7 +255,7 @@ def _new_patch(target: Target, first: Hook) -> Patch:
     engine, reason = engines.choose(target, first.engine_asked)
     for other in _patches.about(target.raw):
         if _is_sibling(other, target) and other.stand_in is target.raw:
-            target = dataclasses.replace(target, raw=other.original, inherited=other.target.inherited)
+            target = target._replace(raw=other.original, inherited=other.target.inherited)
     for other in _patches if engine == engines.ENGINE_IN_PLACE else ():
         if other.engine == engine and other.target.inner is target.inner:
             raise TypeError(f"{target.name} is hooked in place already, as {other.target.name}: they are one function")

@@ -12,7 +12,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hookery import registry as registry_module
@@ -25,13 +24,6 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "hookery.plugins"
 ALLOW_LIST_VARIABLE = "HOOKERY_PLUGINS"
-
-
-@dataclass(frozen=True)
-class _Plugin(LoadedPlugin):
-    """A plugin that can be loaded."""
-
-    asked_for: bool = False
 
 
 def load_plugins(
@@ -97,7 +89,7 @@ def chosen_names(names: Iterable[str] | None, *, asked_by: str) -> list[str]:
 
 def _choose(
     modules: Sequence[str], names: Iterable[str] | None, *, asked_by: str = "load_plugins(names=...)"
-) -> list[_Plugin]:
+) -> list[LoadedPlugin]:
     """The plugins to load, in their fixed order.
 
     Raises:
@@ -119,7 +111,7 @@ def _choose(
                 f"{asked_by} asks for the plugin {unknown[0]!r}, which is not installed; installed: {known}"
             )
     plugins = [
-        _Plugin(
+        LoadedPlugin(
             HookSource(entry.name, _distribution(entry), entry.dist.version if entry.dist else None),
             entry.module,
             entry.attr or None,
@@ -131,7 +123,7 @@ def _choose(
     for module in modules:
         if not all(part.isidentifier() for part in module.split(".")):
             raise PluginError(f"{module!r} is not the dotted name of a module; write it as an import statement would")
-        plugins.append(_Plugin(HookSource(module), module, asked_for=True))
+        plugins.append(LoadedPlugin(HookSource(module), module, asked_for=True))
     return plugins
 
 

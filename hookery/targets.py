@@ -16,7 +16,6 @@ import pkgutil
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from hookery import raw
@@ -37,8 +36,7 @@ class TargetKind(enum.Enum):
     ABSENT = "absent"  # a module attribute that is None: can only be REPLACEd
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """A resolved target.
 
     ``raw`` is the object as it lies in the owner's namespace (a ``staticmethod`` object, not what it wraps), found
@@ -105,7 +103,7 @@ class Target:
         if self.kind is TargetKind.ABSENT:
             function = functools.partial(_call_nothing, self.name)
         elif self.inherited:
-            function = self._next_in_line()
+            function = _next_in_line(self)
         elif isinstance(raw, functools.partialmethod):
             function = lambda first, /, *args, **kwargs: raw.__get__(first, type(first))(*args, **kwargs)  # noqa: E731
         elif issubclass(type(raw), (classmethod, staticmethod)):
@@ -117,30 +115,31 @@ class Target:
             function = lambda cls, /, *args, **kwargs: raw.__get__(None, cls)(*args, **kwargs)  # noqa: E731
         return function
 
-    def _next_in_line(self) -> Callable[..., Any]:
-        """Call what ``super()`` finds behind the owner at that moment: hooks on the base class run whenever they were
-        applied, and where the owner is one of several bases the next one in line is not skipped."""
-        raw, owner, attribute, accessor = self.raw, self.owner, self.attribute, self.accessor
 
-        def of_class(*args: Any, **kwargs: Any) -> Any:
-            return getattr(super(owner, owner), attribute)(*args, **kwargs)
+def _next_in_line(target: Target) -> Callable[..., Any]:
+    """Call what ``super()`` finds behind the owner at that moment: hooks on the base class run whenever they were
+    applied, and where the owner is one of several bases the next one in line is not skipped."""
+    raw, owner, attribute, accessor = target.raw, target.owner, target.attribute, target.accessor
 
-        def of_first(first: Any, /, *args: Any, **kwargs: Any) -> Any:
-            if not isinstance(first, owner) and not (isinstance(first, type) and issubclass(first, owner)):
-                return raw(first, *args, **kwargs)  # called on the class, with something else as self
-            return getattr(super(owner, first), attribute)(*args, **kwargs)
+    def of_class(*args: Any, **kwargs: Any) -> Any:
+        return getattr(super(owner, owner), attribute)(*args, **kwargs)
 
-        def of_property(first: Any, /, *args: Any) -> Any:
-            line = type(first).__mro__
-            behind = line[line.index(owner) + 1 :] if owner in line else ()
-            found = next((vars(base)[attribute] for base in behind if attribute in vars(base)), raw)
-            if accessor == "fset":
-                return found.__set__(first, *args)
-            return found.__delete__(first) if accessor == "fdel" else found.__get__(first, type(first))
+    def of_first(first: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(first, owner) and not (isinstance(first, type) and issubclass(first, owner)):
+            return raw(first, *args, **kwargs)  # called on the class, with something else as self
+        return getattr(super(owner, first), attribute)(*args, **kwargs)
 
-        if self.kind in (TargetKind.PROPERTY, TargetKind.CACHED_PROPERTY):
-            return of_property
-        return of_first if self.binds else of_class
+    def of_property(first: Any, /, *args: Any) -> Any:
+        line = type(first).__mro__
+        behind = line[line.index(owner) + 1 :] if owner in line else ()
+        found = next((vars(base)[attribute] for base in behind if attribute in vars(base)), raw)
+        if accessor == "fset":
+            return found.__set__(first, *args)
+        return found.__delete__(first) if accessor == "fdel" else found.__get__(first, type(first))
+
+    if target.kind in (TargetKind.PROPERTY, TargetKind.CACHED_PROPERTY):
+        return of_property
+    return of_first if target.binds else of_class
 
 
 def _call_nothing(name: str, *args: Any, **kwargs: Any) -> Any:
