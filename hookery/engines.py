@@ -29,7 +29,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from hookery import locking, signatures
-from hookery.callees import Callee
+from hookery.callees import Callee, Kind
 from hookery.cargo import wrapper_class
 from hookery.chain import fuse
 from hookery.fused import Fused
@@ -216,8 +216,27 @@ def _set_code(function: types.FunctionType, code: types.CodeType) -> None:
             rules.cache_clear()
 
 
-def _unused() -> None:
-    """The code of a function that is not used yet."""
+def _unused() -> None: ...
+
+
+async def _unused_coroutine() -> None: ...
+
+
+def _unused_generator() -> Any:
+    yield
+
+
+async def _unused_async_generator() -> Any:
+    yield
+
+
+# The code of a function that is not used yet. Python wants code to be followed by code of the same kind.
+_UNUSED = {
+    Kind.FUNCTION: _unused.__code__,
+    Kind.COROUTINE: _unused_coroutine.__code__,
+    Kind.GENERATOR: _unused_generator.__code__,
+    Kind.ASYNC_GENERATOR: _unused_async_generator.__code__,
+}
 
 
 class Generated:
@@ -232,7 +251,7 @@ class Generated:
             self.callee.like = like
         inner = target.inner
         name = self.callee.name.rpartition(".")[2]
-        self.function = types.FunctionType(_unused.__code__, {"__builtins__": builtins}, name)
+        self.function = types.FunctionType(_UNUSED[self.callee.kind], {"__builtins__": builtins}, name)
         if target.kind is not TargetKind.ABSENT:
             self._look_like(inner, target)
         else:
