@@ -73,7 +73,8 @@ def wrapper_class() -> type:
             return _class_of(self)
 
         def __reduce_ex__(self, protocol: Any) -> Reduced:
-            return _reduced(self._self_place, self._self_behind, self.__wrapped__, sys._getframe(1))
+            place = _place_of_function(self, self._self_place)
+            return _reduced(place, self._self_behind, self.__wrapped__, sys._getframe(1))
 
         def __copy__(self) -> Any:
             return self
@@ -94,6 +95,15 @@ def _class_of(wrapper: Any) -> Any:
 
 def _is_cloudpickle(frame: types.FrameType) -> bool:
     return "cloudpickle" in frame.f_globals.get("__name__", "")  # other packages bring copies of it
+
+
+def _place_of_function(wrapper: Any, place: str) -> str:
+    """Where a wrapper itself is found: from CPython 3.13 on, what a classmethod gives is a bound method of it."""
+    try:
+        found = pkgutil.resolve_name(place)
+    except (AttributeError, ImportError):  # nothing stands there any more; unpickling will say so
+        return place
+    return f"{place}.__func__" if type(found) is types.MethodType and found.__func__ is wrapper else place
 
 
 def _reduced(place: str, behind: Calls, wrapped: Any, frame: types.FrameType) -> Reduced:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Generator
 from typing import Any
 
@@ -20,7 +19,7 @@ class NoOp:
     def __init__(self, target: Target, engine: str, first: Any) -> None:
         self.callee = engines._callee(target)
         if target.kind is TargetKind.ABSENT:
-            self.callee = dataclasses.replace(self.callee, like=first)
+            self.callee.like = first
         self.value = target.inner if target.kind is TargetKind.PROPERTY else target.raw
 
     def use(self, fused: Any) -> None: ...
