@@ -105,7 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", metavar="X.Y", help="these versions; one that is not found is an error")
-    parser.add_argument("--others", action="store_true", help="leave out the version that this script runs with")
+    parser.add_argument(
+        "--others",
+        action="store_true",
+        help="leave out the version that this script runs with, and on the others what tests the tests themselves",
+    )
     parser.add_argument("--list", action="store_true", help="print the interpreters that were found and end")
     parser.add_argument(
         "--cache",
@@ -131,11 +135,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     outcomes: dict[Version, str] = {}
     seconds: dict[Version, float] = {}
+    chosen = arguments[split + 1 :]
     for version, python in found.items():
         print(f"\n--- CPython {version[0]}.{version[1]} ({python})", flush=True)
         begin = time.monotonic()
         try:
-            status = run_tests(environment(python, version, options.cache), arguments[split + 1 :])
+            status = run_tests(
+                environment(python, version, options.cache), ["-k", "not no-op", *chosen] if options.others else chosen
+            )
         except subprocess.CalledProcessError as error:
             outcomes[version] = f"no environment: {error}"
         else:
