@@ -63,7 +63,7 @@ def fuse(
     for hook in (hook for hook in ordered if hook.type is not HookType.REPLACE):  # from the inside out
         if hook.type is HookType.AROUND:
             if layers or core is not None:
-                inner = fuser.segment(layers, core, inner).function()
+                inner = fuser.inner(layers, core, inner)
             layers, core = [], hook
         else:
             layers.insert(0, hook)

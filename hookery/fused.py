@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from hookery import generation, signatures
 from hookery.callees import Call, Callee, Kind, is_coroutine_function
 from hookery.generation import HookShape, SegmentShape, UsualCall
-from hookery.hooks import Hook, HookState, HookWarning, Mark
+from hookery.hooks import Hook, HookState, HookType, HookWarning, Mark
 from hookery.signatures import Parameters, TypedCall
 
 _NO_PARAMETERS = Parameters((), (), None, (), None, frozenset())
@@ -30,11 +30,12 @@ class Fused(NamedTuple):
     qualified_name: str
     defaults: tuple[Any, ...] | None = None
     keyword_defaults: dict[str, Any] | None = None
+    shortcut: Shortcut | None = None  # for what stands at one of the names
 
     def function(self) -> types.FunctionType:
         """A function of its own."""
         names = {"__builtins__": builtins, **self.names}  # looked for there by those who read the code
-        _attach_first_runs(self.names, names)
+        self._attach(names, "")
         made = types.FunctionType(self._code(self.code.co_names), names, argdefs=self.defaults)
         made.__kwdefaults__ = self.keyword_defaults
         return made
@@ -43,11 +44,18 @@ class Fused(NamedTuple):
         """Put the names into ``namespace``, made unique by ``suffix``; returns the code that looks them up there, and
         the names."""
         names = {name + suffix: value for name, value in self.names.items()}
-        _attach_first_runs(names, namespace)
         namespace.update(names)
+        self._attach(namespace, suffix)
         return self._code(tuple([name + suffix if name in self.names else name for name in self.code.co_names])), list(
             names
         )
+
+    def _attach(self, namespace: dict[str, Any], suffix: str) -> None:
+        for name, value in self.names.items():
+            if type(value) is FirstRun:
+                value.afterwards.append((namespace, name + suffix, None))
+        if self.shortcut is not None:
+            self.shortcut.first.afterwards.append((namespace, self.shortcut.name + suffix, self.shortcut.taken))
 
     def _code(self, names: tuple[str, ...]) -> types.CodeType:
         name = self.qualified_name.rpartition(".")[2]
@@ -63,17 +71,19 @@ class FirstRun:
     compiler would see a changed global and compile again.
     """
 
-    __slots__ = ("mark", "name", "namespace")
+    __slots__ = ("afterwards", "mark")
 
     def __init__(self, mark: Mark) -> None:
         self.mark = mark
-        self.namespace: dict[str, Any] = {}
-        self.name = ""
+        self.afterwards: list[tuple[dict[str, Any], str, Any]] = []  # in which globals which name stands for what then
 
     def __call__(self) -> None:
         self.mark.ran = True
         if not _being_compiled():
-            self.namespace[self.name] = None
+            afterwards, self.afterwards = self.afterwards, []
+            for namespace, name, value in afterwards:
+                if name in namespace:  # else this code is not in use any more
+                    namespace[name] = value
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # a copy that somebody makes of the function, globals and all, marks nothing here
@@ -84,10 +94,12 @@ def _being_compiled() -> bool:
     return compiler is not None and hasattr(compiler, "is_compiling") and compiler.is_compiling()
 
 
-def _attach_first_runs(names: dict[str, Any], namespace: dict[str, Any]) -> None:
-    for name, value in names.items():
-        if type(value) is FirstRun:
-            value.namespace, value.name = namespace, name
+class Shortcut(NamedTuple):
+    """Once a hook has run, a name stands for something that leads there faster."""
+
+    first: FirstRun
+    name: str
+    taken: Call
 
 
 class Fuser:
@@ -100,6 +112,7 @@ class Fuser:
 
     def __init__(self, callee: Callee, kind: Kind, *, exact: bool, typed: dict[int, TypedCall | None]) -> None:
         self.callee, self.kind, self.exact, self.typed = callee, kind, exact, typed
+        self._shortcuts: dict[int, tuple[FirstRun, Call]] = {}  # by the identity of the function that is passed by
         self.parameters = _NO_PARAMETERS
         self.usual: tuple[UsualCall, ...] = ()
         if exact:
@@ -111,6 +124,23 @@ class Fuser:
             self.parameters = signatures.of_signature(signature)
         elif callee.plain is not None:
             self.usual = generation.usual_calls(signatures.of_function(callee.plain))
+
+    def inner(self, layers: Sequence[Hook], core: Hook | None, inner: Call) -> Call:
+        """What an AROUND hook further out is given as ``original_fn``: the function of a segment. Where that would do
+        nothing but call one AROUND hook, it does so for the first time; afterwards there is no need of a function."""
+        alone = core is not None and core.type is HookType.AROUND and not layers and self.kind is Kind.FUNCTION
+        if core is None or not alone or core.counted or self.typed[id(core)]:
+            return self.segment(layers, core, inner).function()
+        straight = functools.partial(core.function, inner)
+        name = self.callee.name
+        vars(straight).update(__name__=name.rpartition(".")[2], __qualname__=name)
+        if core.mark.ran:
+            return straight
+        fused = self.segment(layers, core, inner)
+        function = fused.function()
+        first = next(value for value in fused.names.values() if type(value) is FirstRun)
+        self._shortcuts[id(function)] = (first, straight)
+        return function
 
     def segment(
         self,
@@ -143,10 +173,14 @@ class Fuser:
             )
         )
         names = dict(text.constants)
+        shortcut = None
         for name, (role, number) in text.roles.items():
             hook = core if number is None else layers[number]
             if role == "inner":
                 names[name] = inner
+                if id(inner) in self._shortcuts:
+                    first, straight = self._shortcuts[id(inner)]
+                    shortcut = Shortcut(first, name, straight)
             elif role == "prelude":
                 names[name] = prelude
             elif role == "original":
@@ -166,7 +200,7 @@ class Fuser:
         if self.exact:
             assert self.callee.plain is not None
             defaults, keyword_defaults = self.callee.plain.__defaults__, self.callee.plain.__kwdefaults__
-        return Fused(text.code, names, self.callee.name, defaults, keyword_defaults)
+        return Fused(text.code, names, self.callee.name, defaults, keyword_defaults, shortcut)
 
     def _of_hook(self, role: str, hook: Hook) -> Any:
         """What a name stands for that is about one hook."""

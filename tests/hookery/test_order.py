@@ -222,3 +222,27 @@ def test_the_outranked_replace_takes_over_when_the_winner_leaves(
     registry.revert(source="a")
     assert shop.f(1) == "last"
     assert loser.state is HookState.APPLIED
+
+
+def test_what_an_around_hook_is_given_goes_by_the_name_of_the_target_in_every_call(
+    modules: Modules, registry: HookRegistry
+) -> None:
+    shop = modules.load("shop", "def price(item, tax=1): return item, tax")
+    seen: list[tuple[object, ...]] = []
+
+    def outer(original_fn: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append((original_fn.__name__, original_fn.__qualname__))
+        return original_fn(*args, **kwargs)
+
+    def inner(original_fn: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append((args, kwargs))
+        return original_fn(*args, **kwargs)
+
+    registry.register("shop.price", inner, HookType.AROUND)
+    registry.register("shop.price", outer, HookType.AROUND)
+    registry.apply_hooks()
+    for _ in range(3):
+        assert shop.price("tea", tax=2) == ("tea", 2)
+        assert shop.price(item="tea") == ("tea", 1)
+    assert seen == [("price", "price"), (("tea",), {"tax": 2}), ("price", "price"), ((), {"item": "tea"})] * 3
+    assert [record.ran for record in registry.applied_hooks()] == [True, True]
