@@ -25,7 +25,7 @@ import os
 import sys
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from hookery import locking, signatures
@@ -52,9 +52,17 @@ def choose(target: Target, asked: str) -> tuple[str, str]:
         HookError: the variable ``HOOKERY_ENGINE`` names no engine.
         TypeError: the engine that was asked for cannot serve the target.
     """
-    standing = os.environ.get(ENGINE_VARIABLE, "") or ENGINE_AUTO
-    if standing not in (ENGINE_AUTO, ENGINE_GENERATED, ENGINE_WRAPT):
-        raise HookError(f"{ENGINE_VARIABLE} is {standing!r}; it can be 'wrapt', or 'auto' as if it were not set")
+    return _choose(target, asked, _wished_for_all())
+
+
+def _wished_for_all() -> str:
+    wished = os.environ.get(ENGINE_VARIABLE, "") or ENGINE_AUTO
+    if wished not in (ENGINE_AUTO, ENGINE_GENERATED, ENGINE_WRAPT):
+        raise HookError(f"{ENGINE_VARIABLE} is {wished!r}; it can be 'wrapt', or 'auto' as if it were not set")
+    return wished
+
+
+def _choose(target: Target, asked: str, standing: str) -> tuple[str, str]:
     if target.kind is TargetKind.CLASS:
         if asked != ENGINE_AUTO:
             raise TypeError(f"{target.name} is a class: its replacement stands at the name, engine {asked!r} does not")
@@ -85,14 +93,6 @@ def choose(target: Target, asked: str) -> tuple[str, str]:
     return ENGINE_GENERATED, "a plain Python function: what stands for it is one too"
 
 
-def needed(target: Target, asked: str) -> str:
-    """The engine for a target; what was asked for where :func:`choose` would raise, which applying does then."""
-    try:
-        return choose(target, asked)[0]
-    except (HookError, TypeError):
-        return asked
-
-
 def _why_not_generated(target: Target) -> str | None:
     """What the target is, if it is no plain function behind one of Python's own descriptors."""
     raw = target.raw
@@ -109,19 +109,34 @@ def _why_not_generated(target: Target) -> str | None:
     return f"a {target.kind.value} around an object of the type {type(target.inner).__qualname__}"
 
 
-def prepare(needed: set[str]) -> None:
-    """Import what the engines are made of. Call it without any lock: an import may wait for another thread's."""
+def prepare(wanted: Iterable[tuple[Target, str]]) -> None:
+    """Import what the engines of some targets, each with the engine asked for, are made of. Call it without any lock:
+    an import may wait for another thread's."""
     # Not waited for without an end: who holds it may wait for the module that this thread is importing.
     held = locking.importing.acquire(timeout=locking.FORK_WAITS)
     try:
         import difflib  # noqa: F401  (of the message for a name that is not found)
         import inspect  # noqa: F401
 
-        if ENGINE_WRAPT in needed:
+        if _wrapt_is_needed(wanted):
             wrapper_class()
     finally:
         if held:
             locking.importing.release()
+
+
+def _wrapt_is_needed(wanted: Iterable[tuple[Target, str]]) -> bool:
+    try:
+        wished = _wished_for_all()
+    except HookError:
+        return False  # applying says what is wrong
+    for target, asked in wanted:
+        try:
+            if _choose(target, asked, wished)[0] == ENGINE_WRAPT:
+                return True
+        except TypeError:
+            continue
+    return False
 
 
 class StandIn(Protocol):

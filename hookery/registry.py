@@ -217,7 +217,7 @@ class HookRegistry:
             elif isinstance(outcome, Exception) and (strict or not isinstance(outcome, TargetNotFoundError)):
                 failures.append((hook.source, outcome))
         if resolved:
-            engines.prepare({engines.needed(target, hook.engine_asked) for hook, target in resolved})
+            engines.prepare((target, hook.engine_asked) for hook, target in resolved)
         with patches.lock:
             own_modules.forget()
             # Classes first, outermost first: a member hook belongs to whichever class stands at the name.

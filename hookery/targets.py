@@ -395,6 +395,12 @@ def again(target: Target) -> Target:
     Raises:
         TargetNotFoundError, TypeError: as :func:`resolve`.
     """
+    if (
+        not target.inherited
+        and target.accessor is None
+        and raw.attributes(target.owner).get(target.attribute) is target.raw
+    ):
+        return target
     return _at(target.name, target.module, target.qualname.split("."), target.owner)
 
 
