@@ -1,10 +1,10 @@
 """What applying hooks costs: 200 hooks at once beside one scan of the globals of everything that is loaded, in one run.
 
 torch and transformers are loaded, because the time depends on how much there is to look through. The targets are
-functions and methods of both, each with one hook. A scan is the loop that finds by identity which globals of which modules
-are one object, written as plainly as Python allows; an engine that scanned once per target would cost 200 of them. What is
-timed is one `apply_hooks()` of hooks that are registered, and the `revert()` after it, on fresh processes' terms: the
-engine's own lazy imports are made before.
+functions and methods of both, each with one hook. A scan is the loop that finds by identity which globals of which
+modules are one object, written as plainly as Python allows; an engine that scanned once per target would cost 200 of
+them. What is timed is one `apply_hooks()` of hooks that are registered, and the `revert()` after it, on fresh
+processes' terms: the engine's own lazy imports are made before.
 
 `import hookery` is timed in fresh interpreters, each beside one that does nothing, and the modules that it brings along
 are listed.
