@@ -47,4 +47,4 @@ def test_the_targets_are_those_asked_for() -> None:
     assert apply.targets(["textwrap"], 1000)[:1] == ["textwrap:TextWrapper._fix_sentence_endings"]
     assert "textwrap:dedent" in apply.targets(["textwrap"], 1000)
     assert apply.targets(["not.imported"], 5) == []
-    assert apply.scan(textwrap.dedent) >= 1
+    assert (vars(textwrap), "dedent") in apply.scan(textwrap.dedent)
