@@ -65,6 +65,11 @@ def forget() -> None:
     _asked.clear()
 
 
+def any_imports_later(own: Sequence[dict[str, Any]]) -> bool:
+    """Whether there is anything to be looked after."""
+    return any(_asked_once(namespace) is not None for namespace in own)
+
+
 def _asked_once(namespace: dict[str, Any]) -> Late | None:
     if id(namespace) not in _asked:
         _asked[id(namespace)] = late_imports(namespace)

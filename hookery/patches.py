@@ -378,6 +378,9 @@ def refresh(patch: Patch) -> None:
 
 def _looking_after_own_modules(patch: Patch, active: list[Hook]) -> Callable[[], bool] | None:
     """What the stand-in has to call first, so that a hook's module which imports the target later has the original."""
+    own = _own_modules(patch)
+    if patch.stand_in is patch.original or not own_modules.any_imports_later(own):
+        return None
 
     def imported() -> set[str]:
         return {patch.target.attribute, *(each.name for each in patch.holders if type(each) is reach.Entry)}
@@ -391,9 +394,7 @@ def _looking_after_own_modules(patch: Patch, active: list[Hook]) -> Callable[[],
             finally:
                 lock.release()
 
-    if patch.stand_in is patch.original:
-        return None
-    look_after = own_modules.looking_after(_own_modules(patch), patch.stand_in, patch.original, imported, done)
+    look_after = own_modules.looking_after(own, patch.stand_in, patch.original, imported, done)
     return look_after
 
 

@@ -7,6 +7,7 @@ through module dictionaries, so nobody's code runs.
 from __future__ import annotations
 
 import sys
+import types
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
@@ -106,7 +107,8 @@ def is_internal(name: Any) -> bool:
 
 def _namespaces() -> Iterator[tuple[str, dict[str, Any] | None]]:
     for module_name, module in sys.modules.copy().items():
-        yield module_name, raw.namespace(module)  # an entry of sys.modules need not be a module
+        # An entry of sys.modules need not be a module; asking one that is costs more than looking.
+        yield module_name, module.__dict__ if type(module) is types.ModuleType else raw.namespace(module)
     if "__mp_main__" in sys.modules:
         yield "__mp_main__", raw.main_globals_apart()
 
