@@ -1,6 +1,6 @@
 """The hooks of one target and the original, fused into one function made from source text.
 
-However many hooks there are, a call runs one function, and one more for each AROUND: what it is given as
+However many hooks there are, a call runs one function, and at most one more for each AROUND: what it is given as
 ``original_fn``. Each hook is marked as *ran* before it is called for the first time; afterwards one comparison is all
 that is left of it. Order: a REPLACE stands
 innermost; the others wrap it by rising priority, then in the order of registration, so that the highest priority is the

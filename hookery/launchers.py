@@ -29,8 +29,9 @@ def setup_worker() -> None:
     """Load and apply, in a worker, the installed plugins (those of ``HOOKERY_PLUGINS`` if it is set) and the modules of
     ``HOOKERY_HOOKS``. May be called any number of times, and under ``hookery run``.
 
-    Raises: HookError: a plugin that was asked for is not installed on this machine, or fails; the message names the
-    machine.
+    Raises:
+        HookError: a plugin that was asked for is not installed on this machine, or fails; the message names the
+            machine.
     """
     try:
         running.apply_asked_for()

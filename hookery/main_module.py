@@ -16,6 +16,7 @@ from typing import Any
 from hookery.hooks import Hook, HookState, HookWarning
 from hookery.registry import registry
 from hookery.reporting import warn
+from hookery.sameness import options_of
 
 _MAIN = "__main__"
 
@@ -45,18 +46,9 @@ def apply_to_main(module: str) -> None:
     """
     register: Callable[..., Hook] = registry.register  # has seen the same options already
     for hook, qualname in _hooks_on(module):
-        register(
-            f"{_MAIN}:{qualname}",
-            hook.function,
-            hook.type,
-            priority=hook.priority,
-            engine=hook.engine_asked,
-            on_error=hook.on_error,
-            reason=hook.reason,
-            count=hook.counted,
-            subclasses=hook.subclasses,
-            source=hook.source,
-        )
+        # Those outside their versions are not among them, and __main__ is of no distribution to compare with.
+        options = {**options_of(hook), "versions": None}
+        register(f"{_MAIN}:{qualname}", hook.function, hook.type, **options, source=hook.source)
     registry.apply_hooks()
 
 

@@ -23,6 +23,7 @@ from hookery.hooks import Hook, HookSource, HookState, HookType, HookWarning, Lo
 from hookery.naming import MAIN, HookName, look_up, name_of, why_local
 from hookery.registry import HookRegistry, Reach, next_order
 from hookery.registry import registry as process_registry
+from hookery.sameness import options_of
 
 VERSION = 1
 """Of the form of the data. Another version is refused."""
@@ -222,13 +223,7 @@ def _entry(hook: Hook, loaded: dict[tuple[str, str], LoadedPlugin]) -> ManifestH
         module=name.module,
         qualname=name.qualname,
         source=(source.name, source.distribution, source.version),
-        priority=hook.priority,
-        engine=hook.engine_asked,
-        on_error=hook.on_error,
-        reason=hook.reason,
-        versions=hook.versions,
-        count=hook.counted,
-        subclasses=hook.subclasses,
+        **options_of(hook),
         deep=hook.deep,
         plugin=plugin,
         local=None if plugin is not None else why_local(hook),  # a plugin that is loaded makes it again
