@@ -2,9 +2,8 @@
 
 However many hooks there are, a call runs one function, and at most one more for each AROUND: what it is given as
 ``original_fn``. Each hook is marked as *ran* before it is called for the first time; afterwards one comparison is all
-that is left of it. Order: a REPLACE stands
-innermost; the others wrap it by rising priority, then in the order of registration, so that the highest priority is the
-outermost.
+that is left of it. Order: a REPLACE stands innermost; the others wrap it by rising priority, then in the order of
+registration, so that the highest priority is the outermost.
 
 Where every hook is typed the function has the target's own parameters and calls by position. Otherwise it takes
 ``*args, **kwargs`` and hands them on as they came. The usual calls of the target (few arguments by position, at most a
