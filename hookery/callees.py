@@ -5,12 +5,13 @@ from __future__ import annotations
 import enum
 import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     import inspect
 
 Call = Callable[..., Any]
+_NOT_READ: Final = object()
 
 
 class Kind(enum.Enum):
@@ -20,6 +21,8 @@ class Kind(enum.Enum):
     COROUTINE = "coroutine"
     GENERATOR = "generator"
     ASYNC_GENERATOR = "async generator"
+
+    __hash__ = object.__hash__  # each is one object; an enumeration's own is written in Python, and slow
 
 
 class Callee:
@@ -35,20 +38,24 @@ class Callee:
         original: Call,
         like: Any,
         plain: types.FunctionType | None,
-        signature: Callable[[], inspect.Signature | None],
+        read_signature: Callable[[], inspect.Signature | None],
         first_is_bound: bool,
         name: str,
     ) -> None:
         self.original = original
-        self.like = like
+        self.kind = kind_of(like)
         self.plain = plain
-        self.signature = signature
         self.first_is_bound = first_is_bound
         self.name = name
+        self._read_signature = read_signature
+        self._signature: Any = _NOT_READ
 
-    @property
-    def kind(self) -> Kind:
-        return kind_of(self.like)
+    def signature(self) -> inspect.Signature | None:
+        """Of what hooks see, or ``None`` if it cannot be told; it is read once, when somebody asks."""
+        if self._signature is _NOT_READ:
+            self._signature = self._read_signature()
+        found: inspect.Signature | None = self._signature
+        return found
 
 
 _COROUTINE, _GENERATOR, _ASYNC_GENERATOR = 0x80, 0x20, 0x200  # as inspect.CO_COROUTINE and so on

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from hookery import signatures
 from hookery.callees import Call, Callee, Kind, is_coroutine_function
 from hookery.fused import Fused, Fuser
+from hookery.generation import HookShape
 from hookery.hooks import Hook, HookType
 
 
@@ -43,18 +44,16 @@ def fuse(
         TypeError: a coroutine function hooks a target that is not one, or a typed hook does not fit the target.
     """
     ordered = sorted(hooks, key=replacement_order)
-    kind = callee.kind
+    shapes: dict[int, HookShape] = {}
     for hook in ordered:
-        if kind is not Kind.COROUTINE and is_coroutine_function(hook.function):
+        asynchronous = is_coroutine_function(hook.function)
+        if asynchronous and callee.kind is not Kind.COROUTINE:
             raise TypeError(
                 f"{hook.describe()}: the hook is a coroutine function but its target is not; nothing would await it"
             )
-    typed = {
-        id(hook): signatures.typed_call(hook, callee.signature, first_is_bound=callee.first_is_bound)
-        for hook in ordered
-    }
-    exact = callee.plain is not None and all(typed.values())
-    fuser = Fuser(callee, kind, exact=exact, typed=typed)
+        typed = signatures.typed_call(hook, callee.signature, first_is_bound=callee.first_is_bound)
+        shapes[id(hook)] = HookShape(hook.type, hook.on_error, hook.counted, asynchronous, typed)
+    fuser = Fuser(callee, shapes)
     replacements = [hook for hook in ordered if hook.type is HookType.REPLACE]
     core = replacements[-1] if replacements else None
     layers: list[Hook] = []

@@ -169,16 +169,18 @@ def make_stand_in(target: Target, engine: str, first: Any) -> StandIn:
     return Wrapped(target) if engine == ENGINE_WRAPT else Generated(target)
 
 
-def _callee(target: Target, original: Any = None, inner: Any = None) -> Callee:
+def _callee(target: Target, *, original: Any = None, inner: Any = None, like: Any = None) -> Callee:
     inner = target.inner if inner is None else inner
-    is_plain = type(inner) is types.FunctionType and not {"__wrapped__", "__signature__"} & vars(inner).keys()
-    like = target.inspected if type(inner) is not types.FunctionType else inner
+    is_function = type(inner) is types.FunctionType
+    is_plain = is_function and not ("__wrapped__" in inner.__dict__ or "__signature__" in inner.__dict__)
+    if like is None:
+        like = inner if is_function else target.inspected
     name = getattr(inner, "__qualname__", None)
     return Callee(
         original=target.function if original is None else original,
         like=like,
         plain=inner if is_plain else None,
-        signature=functools.cache(lambda: _signature(target, inner)),
+        read_signature=functools.partial(_signature, target, inner),
         first_is_bound=target.first_is_bound,
         name=name if isinstance(name, str) else target.attribute,
     )
@@ -202,6 +204,8 @@ _COMPILER_MARKS = ("_torchdynamo", "get_compiler_config", "_torch_")
 def _install(function: types.FunctionType, fused: Fused) -> None:
     """Have ``function`` run the fused code. The names that it looks up live in the function's own globals for as long
     as anything runs the code."""
+    # Not even where the globals are the function's own may names be used twice: torch.compile knows such globals by
+    # their address, and goes on looking at those that are no more.
     suffix = f"_{next(_generations)}"
     namespace = function.__globals__
     code, names = fused.install(namespace, suffix)
@@ -261,9 +265,7 @@ class Generated:
     free_variables: tuple[str, ...] = ()
 
     def __init__(self, target: Target, like: Any = None) -> None:
-        self.callee = _callee(target)
-        if like is not None:
-            self.callee.like = like
+        self.callee = _callee(target, like=like)
         inner = target.inner
         name = self.callee.name.rpartition(".")[2]
         self.function = types.FunctionType(_UNUSED[self.callee.kind], {"__builtins__": builtins}, name)

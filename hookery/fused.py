@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from hookery import generation, signatures
-from hookery.callees import Call, Callee, Kind, is_coroutine_function
+from hookery.callees import Call, Callee, Kind
 from hookery.generation import HookShape, SegmentShape, UsualCall
 from hookery.hooks import Hook, HookState, HookType, HookWarning, Mark
-from hookery.signatures import Parameters, TypedCall
+from hookery.signatures import Parameters
 
+_CODE_HAS_QUALIFIED_NAME = hasattr(types.CodeType, "co_qualname")  # from CPython 3.11 on
 _NO_PARAMETERS = Parameters((), (), None, (), None, frozenset())
 
 
@@ -43,12 +44,11 @@ class Fused(NamedTuple):
     def install(self, namespace: dict[str, Any], suffix: str) -> tuple[types.CodeType, list[str]]:
         """Put the names into ``namespace``, made unique by ``suffix``; returns the code that looks them up there, and
         the names."""
+        looked_up = tuple([name + suffix if name in self.names else name for name in self.code.co_names])
         names = {name + suffix: value for name, value in self.names.items()}
         namespace.update(names)
         self._attach(namespace, suffix)
-        return self._code(tuple([name + suffix if name in self.names else name for name in self.code.co_names])), list(
-            names
-        )
+        return self._code(looked_up), list(names)
 
     def _attach(self, namespace: dict[str, Any], suffix: str) -> None:
         for name, value in self.names.items():
@@ -59,7 +59,7 @@ class Fused(NamedTuple):
 
     def _code(self, names: tuple[str, ...]) -> types.CodeType:
         name = self.qualified_name.rpartition(".")[2]
-        if hasattr(self.code, "co_qualname"):
+        if _CODE_HAS_QUALIFIED_NAME:
             return self.code.replace(co_name=name, co_qualname=self.qualified_name, co_names=names)
         return self.code.replace(co_name=name, co_names=names)
 
@@ -106,19 +106,21 @@ class Fuser:
     """Makes the functions that one set of hooks is fused into.
 
     Args:
-        exact: the functions have the target's own parameters; every hook is typed.
-        typed: by the identity of each hook: how it is called if it is typed, else ``None``.
+        shapes: what texts depend on, by the identity of each hook.
     """
 
-    def __init__(self, callee: Callee, kind: Kind, *, exact: bool, typed: dict[int, TypedCall | None]) -> None:
-        self.callee, self.kind, self.exact, self.typed = callee, kind, exact, typed
+    def __init__(self, callee: Callee, shapes: dict[int, HookShape]) -> None:
+        self.callee, self.kind, self._shapes = callee, callee.kind, shapes
+        typed = [shape.typed is not None for shape in shapes.values()]
+        # Where every hook is typed the functions have the target's own parameters.
+        self.exact = callee.plain is not None and all(typed)
         self._shortcuts: dict[int, tuple[FirstRun, Call]] = {}  # by the identity of the function that is passed by
         self.parameters = _NO_PARAMETERS
         self.usual: tuple[UsualCall, ...] = ()
-        if exact:
+        if self.exact:
             assert callee.plain is not None
             self.parameters = signatures.of_function(callee.plain)
-        elif any(typed.values()):  # what a typed hook sees has to be bound anyhow, so no call is a usual one
+        elif any(typed):  # what a typed hook sees has to be bound anyhow, so no call is a usual one
             signature = callee.signature()
             assert signature is not None
             self.parameters = signatures.of_signature(signature)
@@ -129,7 +131,7 @@ class Fuser:
         """What an AROUND hook further out is given as ``original_fn``: the function of a segment. Where that would do
         nothing but call one AROUND hook, it does so for the first time; afterwards there is no need of a function."""
         alone = core is not None and core.type is HookType.AROUND and not layers and self.kind is Kind.FUNCTION
-        if core is None or not alone or core.counted or self.typed[id(core)]:
+        if core is None or not alone or core.counted or self._shapes[id(core)].typed:
             return self.segment(layers, core, inner).function()
         straight = functools.partial(core.function, inner)
         name = self.callee.name
@@ -165,8 +167,8 @@ class Fuser:
                 exact=self.exact,
                 parameters=self.parameters,
                 usual=self.usual if usual else (),
-                layers=tuple([self._shape(hook) for hook in layers]),
-                core=None if core is None else self._shape(core),
+                layers=tuple([self._shapes[id(hook)] for hook in layers]),
+                core=None if core is None else self._shapes[id(core)],
                 outermost=outermost,
                 prelude=prelude is not None,
                 free_variables=free_variables,
@@ -218,10 +220,6 @@ class Fuser:
             bind = self._binder
             return lambda changed: bind(*_arguments(hook, changed)[0], **changed[1])
         raise AssertionError(f"the text gives no meaning to {role!r}")
-
-    def _shape(self, hook: Hook) -> HookShape:
-        asynchronous = is_coroutine_function(hook.function)
-        return HookShape(hook.type, hook.on_error, hook.counted, asynchronous, self.typed[id(hook)])
 
     @functools.cached_property
     def _binder(self) -> Call:

@@ -31,6 +31,8 @@ class HookType(enum.Enum):
     AROUND = "around"
     REPLACE = "replace"
 
+    __hash__ = object.__hash__  # each is one object; an enumeration's own is written in Python, and slow
+
 
 class HookState(enum.Enum):
     """Where a hook stands. Only ``APPLIED`` hooks can run."""
@@ -174,6 +176,8 @@ class Hook:
         import sys
 
         function: Any = self.function
+        if type(function) is types.FunctionType:
+            return function.__globals__
         while True:
             if isinstance(function, functools.partial):
                 function = function.func

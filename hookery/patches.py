@@ -7,6 +7,7 @@ rebound to the stand-in. Changing the hooks swaps what the stand-in calls, not t
 
 from __future__ import annotations
 
+import operator
 import sys
 import types
 import weakref
@@ -34,6 +35,9 @@ class Patch:
         self.target = target
         self.engine = engine
         self.engine_reason = engine_reason
+        self.is_class = target.kind is TargetKind.CLASS
+        # Whether the descriptor at the name is composed of what was made for its accessors.
+        self.is_property = target.kind is TargetKind.PROPERTY and engine != engines.ENGINE_IN_PLACE
         self.stand_in: Any = None
         self.made: engines.StandIn | None = None
         self.hooks: list[Hook] = []
@@ -56,15 +60,6 @@ class Patch:
         _patches.forget(self, self.stand_in)
         self.stand_in = stand_in
         _patches.know(self, stand_in)
-
-    @property
-    def is_class(self) -> bool:
-        return self.target.kind is TargetKind.CLASS
-
-    @property
-    def is_property(self) -> bool:
-        """Whether the descriptor at the name is composed of what was made for its accessors."""
-        return self.target.kind is TargetKind.PROPERTY and self.engine != engines.ENGINE_IN_PLACE
 
     @property
     def original(self) -> Any:
@@ -346,11 +341,11 @@ def refresh(patch: Patch) -> None:
     One function registered twice, by two registries or under two names of the target, is one hook: the first counts.
     """
     first: dict[tuple[int, HookType], Hook] = {}
-    for hook in sorted(patch.hooks, key=lambda hook: hook.order):
+    for hook in sorted(patch.hooks, key=_order) if len(patch.hooks) > 1 else patch.hooks:
         first.setdefault((id(hook.function), hook.type), hook)
     active = [hook for hook in first.values() if not hook.disabled]
     replacements = [hook for hook in active if hook.type is HookType.REPLACE]
-    winner = max(replacements, key=chain.replacement_order, default=None)
+    winner = max(replacements, key=chain.replacement_order) if replacements else None
     if patch.is_class:
         _stand_class(patch, winner)
     else:
@@ -374,6 +369,9 @@ def refresh(patch: Patch) -> None:
                         f" {hook.function_name} ({hook.source})"
                     )
                 )
+
+
+_order = operator.attrgetter("order")
 
 
 def _looking_after_own_modules(patch: Patch, active: list[Hook]) -> Callable[[], bool] | None:

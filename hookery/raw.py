@@ -16,7 +16,7 @@ _type_mro: Any = type.__dict__["__mro__"]
 _type_bases: Any = type.__dict__["__bases__"]
 _type_module: Any = type.__dict__["__module__"]
 _type_qualname: Any = type.__dict__["__qualname__"]
-_module_namespace: Any = vars(types.ModuleType)["__dict__"]
+module_namespace: Any = vars(types.ModuleType)["__dict__"].__get__  # of any subclass too; TypeError for what is none
 
 
 def is_class(thing: object) -> bool:
@@ -76,7 +76,7 @@ def subclasses(cls: type) -> Iterator[type]:
 def namespace(thing: object) -> dict[str, Any] | None:
     """The ``__dict__`` of an object, or ``None`` where it has none of the ordinary kind."""
     if is_module(thing):
-        return _plain(_module_namespace.__get__(thing))
+        return _plain(module_namespace(thing))
     for base in mro(type(thing)):
         descriptor: Any = class_namespace(base).get("__dict__")
         if type(descriptor) is types.GetSetDescriptorType:
@@ -141,7 +141,9 @@ def module_globals(owner: Any) -> dict[str, Any] | None:
     """The globals of the functions of a module; ``None`` for anything else."""
     if not is_module(owner):
         return None
-    apart = main_globals_apart() if owner is sys.modules.get("__mp_main__") else None
+    if "__mp_main__" not in sys.modules:
+        return namespace(owner)
+    apart = main_globals_apart() if owner is sys.modules["__mp_main__"] else None
     return namespace(owner) if apart is None else apart
 
 

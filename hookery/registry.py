@@ -225,8 +225,9 @@ class HookRegistry:
             failed = {source for source, _ in failures}
             subclasses_hooked = False
             a_class_was_replaced = False
+            registered = set(self._hooks)
             for hook, target in resolved:
-                if hook.source in failed or hook not in self._hooks or hook.state not in _WAITING:
+                if hook.source in failed or hook not in registered or hook.state not in _WAITING:
                     continue  # another thread was faster, or took it back
                 try:
                     found = resolve(hook.target, completed=completed) if a_class_was_replaced else again(target)

@@ -12,6 +12,8 @@ import weakref
 from typing import Any
 
 _retired: dict[int, list[weakref.ref[Any]]] = {}  # by the identity of the original, which each keeps alive
+_MANY = 64
+_many = _MANY  # with more than so many, those that nobody has any more are forgotten
 
 
 def _layers(thing: Any) -> list[Any]:
@@ -29,8 +31,11 @@ def retire(original: Any, stand_in: Any) -> None:
     for old, made in zip(_layers(original), _layers(stand_in), strict=False):
         if made is not old and type(made).__weakrefoffset__:
             _retired[id(old)] = [weakref.ref(kept) for kept in (*stood_for(old), made)]
-    for dead in [key for key, made in _retired.items() if all(reference() is None for reference in made)]:
-        del _retired[dead]
+    global _many
+    if len(_retired) > _many:
+        for dead in [key for key, made in _retired.items() if all(reference() is None for reference in made)]:
+            del _retired[dead]
+        _many = max(2 * len(_retired), _MANY)  # so that looking through them costs little for each
 
 
 def stood_for(original: Any) -> list[Any]:

@@ -177,8 +177,8 @@ def typed_call(hook: Hook, target: Callable[[], inspect.Signature | None], *, fi
     function = hook.function
     both = _VARARGS | _VARKEYWORDS
     if type(function) is types.FunctionType and function.__code__.co_flags & both == both:
-        own = of_function(function)
-        if len(own.names) <= 2 + (hook.type in _LEADING):
+        code = function.__code__
+        if code.co_argcount + code.co_kwonlyargcount <= (hook.type in _LEADING):
             return None
     signature = signature_of(function)
     if signature is None:

@@ -17,9 +17,7 @@ class NoOp:
     free_variables = ()
 
     def __init__(self, target: Target, engine: str, first: Any) -> None:
-        self.callee = engines._callee(target)
-        if target.kind is TargetKind.ABSENT:
-            self.callee.like = first
+        self.callee = engines._callee(target, like=first if target.kind is TargetKind.ABSENT else None)
         self.value = target.inner if target.kind is TargetKind.PROPERTY else target.raw
 
     def use(self, fused: Any) -> None: ...
