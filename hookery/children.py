@@ -129,16 +129,19 @@ def absent(hooks: Iterable[Hook]) -> Mapping[HookName, tuple[str, ...]]:
     they have said so themselves."""
     if multiprocessing_process() is None:
         return {}
+    running, reported = _running(), reports.read()
+    if not running and not reported:
+        return {}
     names = {name_of(hook) for hook in hooks if hook.submitted and hook.state is not HookState.REVERTED}
     found: dict[HookName, list[str]] = {}
-    for child in _running():
+    for child in running:
         sent = _sent.get(child._popen)
         lacks = _missed_by.get(child, set()) if sent is None else names - sent
         for name in lacks & names:
             found.setdefault(name, []).append(
                 f"process {child.pid} ({child.name}): it was started before the hook came"
             )
-    for (pid, process), failures in reports.read().items():
+    for (pid, process), failures in reported.items():
         for name, why in failures:
             if name in names:
                 found.setdefault(name, []).append(f"process {pid} ({process}): {why}")

@@ -43,8 +43,7 @@ def qualname_of(function: HookFunction) -> str:
 
 def name_of(hook: Hook) -> HookName:
     """The name under which another process knows ``hook``."""
-    target = hook.target.replace(":", ".")
-    return HookName(target, hook.type.value, module_name_of(hook.function), qualname_of(hook.function))
+    return HookName(hook.plain_target, hook.type.value, module_name_of(hook.function), qualname_of(hook.function))
 
 
 def look_up(module: str, qualname: str) -> Any:

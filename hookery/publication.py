@@ -144,7 +144,7 @@ def _write(*, unreached: bool = False, ended: bool = False) -> None:
             "signal": _state.signal,
             "published_at": now,
             "ended_at": now if ended else None,
-            "records": [record.to_dict() for record in records],
+            "records": list(map(state_files.short, records)),
         }
         with state_files.opened_folder(create=True) as directory:
             name = identity.ended_file_name if ended else identity.file_name
@@ -168,7 +168,8 @@ def _write_changes() -> None:
             said[hook.order] = what = _said(hook)
             if _state.said.get(hook.order) != what:
                 local = _state.registry.why_local(hook)
-                records.append(HookRecord.of(hook, overridden_by=patches.overrides(hook), local=local))
+                overridden_by = patches.overrides(hook) if hook.state is HookState.APPLIED else ()
+                records.append(HookRecord.of(hook, overridden_by=overridden_by, local=local))
         gone = [order for order in _state.said if order not in said]
         _state.said = said
     if _role() != _state.role_said:
@@ -176,7 +177,7 @@ def _write_changes() -> None:
         return
     if not records and not gone:
         return
-    change = {"published_at": time.time(), "records": [record.to_dict() for record in records], "gone": gone}
+    change = {"published_at": time.time(), "records": list(map(state_files.short, records)), "gone": gone}
     try:
         with state_files.opened_folder() as directory:
             size = state_files.append(directory, _state.identity.file_name, _encode(change) + "\n")
