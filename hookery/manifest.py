@@ -287,7 +287,7 @@ class _Applying:
                 self.failed_modules[module] = said
 
     def _why_other_main(self) -> str | None:
-        if "__mp_main__" in sys.modules:
+        if getattr(sys.modules.get(MAIN), "__name__", MAIN) != MAIN:
             return None  # multiprocessing has prepared it from what the parent process said
         expected = (self.manifest.main_name, self.manifest.main_path)
         if _main() == expected:

@@ -46,6 +46,16 @@ def name_of(hook: Hook) -> HookName:
     return HookName(hook.plain_target, hook.type.value, module_name_of(hook.function), qualname_of(hook.function))
 
 
+def real_name_of_main() -> str | None:
+    """The name under which the main module of this process would be imported, if it is a file."""
+    main = sys.modules.get(MAIN)
+    spec_name = getattr(getattr(main, "__spec__", None), "name", None)
+    file = getattr(main, "__file__", None)
+    if spec_name is not None or not isinstance(file, str):
+        return spec_name
+    return os.path.splitext(os.path.basename(file))[0]
+
+
 def look_up(module: str, qualname: str) -> Any:
     """What stands at ``qualname`` in a module that is imported, in any process of the program.
 

@@ -380,11 +380,13 @@ class HookRegistry:
         if unreached:
             from hookery import held  # noqa: F401  (before the lock is taken)
         from hookery import children
-        from hookery.listing import HookRecord
+        from hookery.listing import HookRecord, stand_ins_on_main
 
         absent = children.absent(self._hooks)
         with patches.lock:
             hooks = sorted(self._hooks, key=lambda hook: hook.order)
+            known_as = stand_ins_on_main(hooks)
+            not_shown = set(known_as.values())
             found = self._unreached(hooks) if unreached else {}
             return [
                 HookRecord.of(
@@ -393,8 +395,10 @@ class HookRegistry:
                     unreached=found.get(hook),
                     local=self.why_local(hook),
                     absent_in=absent.get(name_of(hook), ()) if absent else (),
+                    known_as=known_as.get(hook),
                 )
                 for hook in hooks
+                if hook not in not_shown
             ]
 
     def why_local(self, hook: Hook) -> str | None:

@@ -215,6 +215,8 @@ def resolve(
 
 
 ACCESSORS = ("fget", "fset", "fdel")
+main_is_to_come = False
+"""Whether the program has still to define what there is in ``__main__``; see :mod:`hookery.main_module`."""
 
 
 def _along_mro(owner: type, attribute: str) -> tuple[type | None, Any]:
@@ -308,6 +310,8 @@ def _import_or_wait(
         elif not _spec_exists(module_name, specs):
             raise _not_found(name, leaf, parent)
         return Pending(module_name, f"{module_name} is not imported yet")
+    if main_is_to_come and module_name == "__main__" == _names(module).get("__name__"):  # else multiprocessing's
+        return Pending(module_name, "the program has not come to its `if __name__ == '__main__':`")
     spec = _names(module).get("__spec__")
     if module_name != completed and getattr(spec, "_initializing", False):
         return Pending(module_name, f"{module_name} is being imported")

@@ -406,6 +406,7 @@ def test_two_hundred_children_at_once(program: Any, tmp_path: Path) -> None:
         if __name__ == "__main__":
             hookery.registry.apply_hooks()
             context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["hookery.manifest", "hookery.publication"])  # else each compiles them
             gate = context.Event()
             pipes = [context.Pipe(duplex=False) for _ in range(200)]
             children = [context.Process(target=work, args=(ours, gate)) for _, ours in pipes]
