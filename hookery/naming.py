@@ -101,7 +101,7 @@ def why_main_stays() -> str | None:
             return f"it is defined in {spec_name}, which runs as a program and is not imported by child processes"
         return None
     file = getattr(main, "__file__", None)
-    if not isinstance(file, str):
+    if not isinstance(file, str) or file == "<stdin>":
         return "it is defined in a main module that is no file (python -c, or an interactive session)"
     if os.path.splitext(os.path.basename(file))[0] == "ipython":  # multiprocessing leaves that one alone
         return "it is defined in an interactive session"
