@@ -515,3 +515,10 @@ class TestReadingCommandLines:
     )
     def test_what_is_an_interpreter(self, name: str, is_one: bool) -> None:
         assert command_lines.is_interpreter(name) is is_one
+
+    def test_the_helpers_of_multiprocessing_are_called_what_they_are(self) -> None:
+        tracker = ["python", "-s", "-c", "from multiprocessing.resource_tracker import main;main(5)"]
+        assert command_lines.short_name(tracker) == "multiprocessing resource tracker"
+        server = ["python", "-c", "from multiprocessing.forkserver import main; main(4, 5, ['__main__'])"]
+        assert command_lines.short_name(server) == "multiprocessing forkserver"
+        assert command_lines.short_name(["python", "-c", "from multiprocessing import Pool"]) == "python -c"
