@@ -24,6 +24,7 @@ from hookery.reporting import warn
 from hookery.sameness import options_of
 
 _SUFFIXES = (".py", ".pyw")
+_CALLED = "hookery.running"  # what the program comes by: it ends a process whose hooks fail
 
 
 def watch_module() -> None:
@@ -100,23 +101,21 @@ class _NothingInIt:
         """No module is in a script."""
 
 
-def apply_to_main(module: str) -> None:
+def apply_to_main(module: str, *, strict: bool) -> None:
     """Put the hooks on ``module``, which runs as the program, on what ``__main__`` has defined.
 
-    A hook that cannot be put there ends the process, as one does that cannot be applied when it starts.
+    Raises:
+        HookError: they do not fit, as :meth:`HookRegistry.apply_hooks` says.
     """
-    from hookery import running
-
     targets.main_is_to_come = False
     register: Callable[..., Hook] = registry.register  # has seen the same options already
-    with running.failing_ends_the_process() as settings:
-        for hook in _hooks_on(module):
-            qualname = hook.plain_target.removeprefix(f"{module}.")
-            if qualname != hook.plain_target:
-                # Those outside their versions are not among them, and __main__ is of no distribution to compare with.
-                options = {**options_of(hook), "versions": None}
-                register(f"{MAIN}:{qualname}", hook.function, hook.type, **options, source=hook.source)
-        registry.apply_hooks(strict=settings.strict)
+    for hook in _hooks_on(module):
+        qualname = hook.plain_target.removeprefix(f"{module}.")
+        if qualname != hook.plain_target:
+            # Those outside their versions are not among them, and __main__ is of no distribution to compare with.
+            options = {**options_of(hook), "versions": None}
+            register(f"{MAIN}:{qualname}", hook.function, hook.type, **options, source=hook.source)
+    registry.apply_hooks(strict=strict)
 
 
 def _hooks_on(module: str) -> list[Hook]:
@@ -140,7 +139,7 @@ def _with_call(module: str, source: str | bytes | None, path: str) -> types.Code
         )
         warn([HookWarning(message)], never_raise=True)
         return None
-    call = ast.parse(f"__import__({__name__!r}, fromlist=['apply_to_main']).apply_to_main({module!r})").body[0]
+    call = ast.parse(f"__import__({_CALLED!r}, fromlist=['apply_to_main']).apply_to_main({module!r})").body[0]
     for node in ast.walk(call):
         ast.copy_location(node, tree.body[guard])
     tree.body.insert(guard, call)

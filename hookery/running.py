@@ -238,7 +238,7 @@ def apply_in_this_process() -> None:
     program = command_lines.parse(sys.orig_argv[1:])
     # The helpers of multiprocessing define nothing, and its children are given the program's main module.
     targets.main_is_to_come = program.how in ("-m", "script") or program.what.startswith("from multiprocessing.")
-    with failing_ends_the_process():
+    with _failing_ends_the_process():
         apply_asked_for()
         if program.how in ("-m", "script"):
             from hookery import main_module
@@ -248,8 +248,16 @@ def apply_in_this_process() -> None:
             main_module.watch_module()
 
 
+def apply_to_main(module: str) -> None:
+    """Apply the hooks on what the program, ``module``, has defined. Called by the program; where that fails, it ends."""
+    from hookery import main_module
+
+    with _failing_ends_the_process() as settings:
+        main_module.apply_to_main(module, strict=settings.strict)
+
+
 @contextmanager
-def failing_ends_the_process() -> Iterator[RunSettings]:
+def _failing_ends_the_process() -> Iterator[RunSettings]:
     """What is done in it is done with what the environment asks for; if it fails, this process ends and says why."""
     try:
         yield RunSettings.of(os.environ)
