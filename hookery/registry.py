@@ -469,9 +469,11 @@ class HookRegistry:
         """The hooks that are still pending, each with the module that it waits for. At the end of a program's start,
         when everything that it needs is imported, these are hooks that will not run."""
         from hookery import explanation
+        from hookery.listing import stand_ins_on_main
 
         with patches.lock:
-            pending = [hook for hook in self._hooks if hook.state is HookState.PENDING]
+            on_main = stand_ins_on_main(self._hooks).values()
+            pending = [hook for hook in self._hooks if hook.state is HookState.PENDING and hook not in on_main]
             return explanation.problems(sorted(pending, key=lambda hook: hook.order))
 
     @staticmethod

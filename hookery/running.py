@@ -249,7 +249,7 @@ def apply_in_this_process() -> None:
 
 
 def apply_to_main(module: str) -> None:
-    """Apply the hooks on what the program, ``module``, has defined. Called by the program; where that fails, it ends."""
+    """Apply the hooks on what the program, ``module``, has defined. It calls this itself; where that fails, it ends."""
     from hookery import main_module
 
     with _failing_ends_the_process() as settings:

@@ -227,6 +227,7 @@ class TestAModuleThatIsTheProgram:
             if __name__ == "__main__":
                 import hookery
                 print(ask(), [(r.target, r.state, r.ran) for r in hookery.applied_hooks()])
+                assert hookery.registry.never_imported() == hookery.registry.problems() == []
                 if __spec__ is None or __spec__.name != "__main__":  # multiprocessing leaves that one out
                     with multiprocessing.get_context("spawn").Pool(1) as pool:
                         print(pool.apply(ask))
