@@ -63,5 +63,5 @@ def test_a_name_that_another_distribution_uses_too_cannot_be_told_apart(
         SimpleNamespace(name="gpu_hooks", dist=SimpleNamespace(name=dist)) for dist in ("gpu-dist", "another-dist")
     ]
     mocker.patch.object(bootstrap, "entry_points", return_value=entries)
-    with pytest.raises(hookery.PluginError, match="'gpu_hooks' is used by gpu-dist, .* and by another distribution"):
+    with pytest.raises(hookery.PluginError, match=r"'gpu_hooks' is used by gpu-dist, .* and by another distribution"):
         bootstrap.plugin_names()
