@@ -24,7 +24,8 @@ class MultiPlatformOp:
     adds its own with `register_oot_forward`.
 
     Which forward runs is decided once per class, at the first call. It is then looked up by name at every call, so that
-    a hook on `forward_native` or `forward_<key>` takes whenever it is applied.
+    a hook on `forward_native` or `forward_<key>` takes whenever it is applied. An op that runs in every layer writes
+    its own `forward` with its own parameters, one line: passing `*args, **kwargs` on takes several times as long.
 
     Raises:
         ConfigError: when a subclass is defined: it has no `forward_native`, or a forward with other parameters.
