@@ -244,7 +244,8 @@ FAULTY = {
     "one-partial": (
         "partial",
         "from runtime.platforms import PlatformEnum, SRTPlatform\n\n\nclass Partial(SRTPlatform):\n"
-        "    _enum = PlatformEnum.OOT\n    device_name = device_type = 'partial'\n\n\ndef activate():\n    return Partial",
+        "    _enum = PlatformEnum.OOT\n    device_name = device_type = 'partial'\n\n\n"
+        "def activate():\n    return Partial",
     ),
 }
 
