@@ -18,7 +18,7 @@ ENVIRONMENT: Mapping[str, str] = {
     platforms.PLATFORM_ENV: "the platform to run on: an in-tree name or that of a platform plugin; unset: find out",
     platforms.CPU_ENV: "1: with no platform named and no plugin active, run on the CPU whatever torch sees",
     host_threads.WAIT_POLICY_ENV: "how OpenMP threads wait for each other; unset means PASSIVE in the scheduler",
-    "HOOKERY_PLUGINS": "which installed hook plugins load, comma-separated; unset: all but those of unselected platforms",
+    "HOOKERY_PLUGINS": "the installed hook plugins to load, comma-separated; unset: all but unselected platforms'",
 }
 """Every environment variable the runtime or its plugin loading reads, and what it is for."""
 
