@@ -34,8 +34,6 @@ DEVICE_QUESTIONS = frozenset(
     {"accelerator", "get_device_module", "hip", "is_hip", "is_cpu", "is_rocm", "is_cuda_alike", "is_out_of_tree"}
     | {f"is_{module}" for module in DEVICE_MODULES}
 )
-# Tells a person which platform it is, and decides nothing by it.
-MAY_ASK = "runtime.entrypoints.platform_report"
 
 
 def modules_under(root: Path, package: str) -> dict[str, Path]:
@@ -191,7 +189,7 @@ def device_mentions(root: Path) -> list[str]:
         }
         for node in ast.walk(tree):
             mention = device_mention(node) if id(node) not in docstrings else None
-            if mention is None and name != MAY_ASK:
+            if mention is None:
                 mention = device_question(node)
             if mention is not None:
                 found.append(f"{path.relative_to(root)}:{getattr(node, 'lineno', 0)} mentions {mention}")

@@ -248,6 +248,12 @@ def test_a_platform_that_does_anything_else_with_arguments_is_refused(
         ModelRunner(given)
 
 
+def test_what_torch_says_when_pools_cannot_be_made_is_passed_on(llama_checkpoint: Path, mocker: MockerFixture) -> None:
+    mocker.patch.object(memory_pool, "create_kv_pool", side_effect=RuntimeError("the driver\nhas gone away"))
+    with pytest.raises(PlatformError, match=r"no memory for 64 requests .* \(torch: the driver has gone away\)"):
+        make_runner(llama_checkpoint)
+
+
 class VendorBackend(TorchAttentionBackend):
     """Stands for a platform's own attention."""
 

@@ -193,9 +193,8 @@ class TestHooksBesideAPlatform:
         assert done.returncode == 0, done.stderr
         imported = {line.split()[1] for line in done.trace if line.startswith("import ")}
         assert {name for name in imported if name.endswith("_hooks")} == {f"{name}_platform_hooks" for name in ran}
-        assert {line for line in done.trace if line.startswith("hook of")} == {
-            f"hook of {name}_platform_hooks" for name in ran
-        }
+        hooks = [line for line in done.trace if line.startswith("hook of")]
+        assert hooks == [f"hook of {name}_platform_hooks" for name in ran], "each runs, and runs once"
 
     def test_asking_for_hooks_of_a_platform_that_is_not_selected_is_an_error(
         self, run: Runner, llama_checkpoint: Path

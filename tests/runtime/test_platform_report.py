@@ -10,7 +10,7 @@ from pytest_mock import MockerFixture
 
 from runtime import platforms
 from runtime.core.errors import PlatformError
-from runtime.entrypoints import platform_report
+from runtime.platforms import report as platform_report
 
 
 def rounded(tensor: torch.Tensor, bits: int) -> torch.Tensor:
