@@ -16,6 +16,7 @@ from runtime.core.sampling_params import SamplingParams
 from runtime.layers.attention.torch_backend import TorchAttentionBackend
 from runtime.mem_cache.memory_pool import MHATokenToKVPool
 from runtime.model_executor.model_runner import ModelRunner
+from runtime.platforms import PlatformCapabilities
 
 
 def make_runner(directory: Path, **args: object) -> ModelRunner:
@@ -61,7 +62,7 @@ def test_a_context_longer_than_the_model_was_made_for_is_refused(llama_checkpoin
 
 def test_a_dtype_the_platform_lacks_is_refused_before_loading(llama_checkpoint: Path, mocker: MockerFixture) -> None:
     cls = type(platforms.current_platform)
-    mocker.patch.object(cls, "supported_dtypes", new_callable=mocker.PropertyMock, return_value=(torch.float32,))
+    mocker.patch.object(cls, "capabilities", PlatformCapabilities(dtypes=("float32",)))
     load = mocker.patch("runtime.models.loader.load_model")
     with pytest.raises(ConfigError, match="bfloat16 is not supported on cpu"):
         make_runner(llama_checkpoint, dtype="bf16")
@@ -71,7 +72,13 @@ def test_a_dtype_the_platform_lacks_is_refused_before_loading(llama_checkpoint: 
 def test_every_device_operation_goes_through_the_platform(llama_checkpoint: Path, mocker: MockerFixture) -> None:
     cls = type(platforms.current_platform)
     names = (
+        "init_backend",
+        "apply_server_args_defaults",
+        "post_load_model",
+        "get_graph_runner_cls",
+        "is_pin_memory_available",
         "get_device",
+        "set_device",
         "get_device_name",
         "get_device_total_memory",
         "get_available_memory",

@@ -12,7 +12,6 @@ from runtime.core.forward_batch import ForwardBatch, ForwardMode
 from runtime.core.request import Request
 from runtime.core.sampling_params import SamplingParams
 
-CPU = torch.device("cpu")
 VOCAB = 211
 
 
@@ -31,7 +30,7 @@ def draw_sequence(requests: list[Request], watched: Request, steps: int = 30) ->
     for i in range(steps):
         logits = logits_of(len(requests), seed=100 + i)
         logits[row] = logits_of(1, seed=i)[0]
-        batch = sampler.SamplingBatch.from_requests(requests, CPU)
+        batch = sampler.SamplingBatch.from_requests(requests)
         tokens.append(int(sampler.sample(logits, batch)[row]))
     return tokens
 
@@ -90,7 +89,7 @@ def test_top_p_keeps_no_more_than_reaches_it_as_in_transformers() -> None:
 def test_greedy_rows_take_the_best_token_whatever_the_filters() -> None:
     logits = logits_of(3)
     requests = [request(), request(top_k=3, top_p=0.1), request(temperature=1.0, seed=1)]
-    tokens = sampler.sample(logits, sampler.SamplingBatch.from_requests(requests, CPU))
+    tokens = sampler.sample(logits, sampler.SamplingBatch.from_requests(requests))
     assert tokens.dtype is torch.int64
     assert tokens[:2].tolist() == logits.argmax(-1)[:2].tolist()
     assert requests[0].generator is None
@@ -100,7 +99,7 @@ def test_sampling_leaves_the_logits_alone() -> None:
     logits = logits_of(2)
     before = logits.clone()
     requests = [request(temperature=0.9, top_k=5, top_p=0.5), request()]
-    sampler.sample(logits, sampler.SamplingBatch.from_requests(requests, CPU))
+    sampler.sample(logits, sampler.SamplingBatch.from_requests(requests))
     assert torch.equal(logits, before)
 
 
@@ -159,7 +158,7 @@ def test_half_precision_logits_are_sampled_in_float32() -> None:
 
 
 def test_a_batch_of_another_size_is_refused() -> None:
-    batch = sampler.SamplingBatch.from_requests([request()], CPU)
+    batch = sampler.SamplingBatch.from_requests([request()])
     with pytest.raises(ValueError, match="2 rows of logits for 1"):
         sampler.sample(logits_of(2), batch)
 
