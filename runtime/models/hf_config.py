@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from runtime.core.errors import ModelLoadError
 from runtime.layers.rotary import ROPE_TYPES, RopeConfig
@@ -124,7 +124,7 @@ class LlamaConfig:
         bos_token_id: token that begins one, or None.
     """
 
-    attention_kind: ClassVar[Literal[AttentionKind.MHA]] = AttentionKind.MHA
+    attention_kind: ClassVar[str] = AttentionKind.MHA
 
     vocab_size: int
     hidden_size: int
@@ -142,6 +142,14 @@ class LlamaConfig:
     dtype: str | None
     eos_token_ids: frozenset[int]
     bos_token_id: int | None
+
+    def kv_pool_args(self) -> dict[str, int]:
+        """The sizes that the KV pool of this `attention_kind` is made with."""
+        return {
+            "head_num": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "layer_num": self.num_hidden_layers,
+        }
 
     @classmethod
     def from_hf(

@@ -11,7 +11,8 @@ from pytest_mock import MockerFixture
 
 from runtime import platforms
 from runtime.core.errors import ConfigError, EngineError
-from runtime.mem_cache.allocator import TokenToKVPoolAllocator, create_token_to_kv_pool_allocator
+from runtime.mem_cache import pool_selection
+from runtime.mem_cache.allocator import TokenToKVPoolAllocator
 
 CPU = torch.device("cpu")
 SIZE = 24
@@ -147,7 +148,7 @@ def patch_factory(mocker: MockerFixture, value: object) -> None:
 @pytest.mark.parametrize("by_name", [False, True])
 def test_the_platform_can_bring_its_own_allocator(mocker: MockerFixture, by_name: bool) -> None:
     patch_factory(mocker, f"{__name__}:VendorAllocator" if by_name else VendorAllocator)
-    allocator = create_token_to_kv_pool_allocator(size=3, device=CPU)
+    allocator = pool_selection.create_allocator(size=3, page_size=1, device=CPU)
     assert type(allocator).__name__ == "VendorAllocator"
     assert allocator.available_size() == 3
 
@@ -155,4 +156,4 @@ def test_the_platform_can_bring_its_own_allocator(mocker: MockerFixture, by_name
 def test_an_allocator_that_is_none_is_refused(mocker: MockerFixture) -> None:
     patch_factory(mocker, dict)
     with pytest.raises(ConfigError, match=r"get_paged_allocator_cls.*dict.*TokenToKVPoolAllocator"):
-        create_token_to_kv_pool_allocator(size=3, device=CPU)
+        pool_selection.create_allocator(size=3, page_size=1, device=CPU)

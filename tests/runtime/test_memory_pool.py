@@ -8,7 +8,8 @@ from pytest_mock import MockerFixture
 
 from runtime import platforms
 from runtime.core.errors import ConfigError, EngineError
-from runtime.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool, create_kv_pool
+from runtime.mem_cache import pool_selection
+from runtime.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
 
 CPU = torch.device("cpu")
 
@@ -39,7 +40,7 @@ def test_a_free_row_cannot_be_freed() -> None:
 
 def make_pool(**changes: object) -> MHATokenToKVPool:
     arguments: dict[str, object] = {
-        "size": 10,
+        "size": 12,
         "page_size": 1,
         "dtype": torch.float32,
         "head_num": 2,
@@ -47,7 +48,12 @@ def make_pool(**changes: object) -> MHATokenToKVPool:
         "layer_num": 3,
         "device": CPU,
     }
-    return create_kv_pool(**(arguments | changes))  # type: ignore[arg-type]
+    arguments |= changes
+    kv_pool_args = {name: arguments.pop(name) for name in ("head_num", "head_dim", "layer_num")}
+    kv_pool_cls = pool_selection.resolve_kv_pool_cls("mha")
+    pool = pool_selection.create_kv_pool(kv_pool_cls, kv_pool_args=kv_pool_args, **arguments)  # type: ignore[arg-type]
+    assert isinstance(pool, MHATokenToKVPool)
+    return pool
 
 
 def test_what_is_written_to_slots_of_a_layer_is_read_there_and_nowhere_else() -> None:
@@ -70,7 +76,7 @@ def test_the_first_page_is_a_finite_sink_beside_the_slots(page_size: int) -> Non
     pool = make_pool(page_size=page_size)
     for layer in range(3):
         for buffer in pool.get_kv_buffer(layer):
-            assert buffer.shape == (10 + page_size, 2, 4)
+            assert buffer.shape == (12 + page_size, 2, 4)
             assert buffer[:page_size].count_nonzero() == 0
 
 
@@ -103,7 +109,7 @@ def test_the_platform_can_bring_its_own_pool(mocker: MockerFixture, by_name: boo
     patch_factory(mocker, f"{__name__}:VendorPool" if by_name else VendorPool)
     pool = make_pool()
     assert type(pool).__name__ == "VendorPool"
-    assert pool.size == 10
+    assert pool.size == 12
 
 
 @pytest.mark.parametrize(
