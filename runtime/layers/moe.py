@@ -180,3 +180,25 @@ class Experts(MultiPlatformOp):
             tensors[f"{prefix}.{up}.weight"] = up_part
             tensors[f"{prefix}.{down}.weight"] = self.down_proj[expert]
         return tensors
+
+
+class SparseMLP:
+    """A mixture of experts, routed by softmax.
+
+    Attributes:
+        names: what checkpoints call an expert's gate, up and down.
+    """
+
+    def __init__(self, router: SoftmaxRouter, experts: Experts, names: tuple[str, str, str]) -> None:
+        self.gate = router
+        self.experts = experts
+        self.names = names
+
+    def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """[T, hidden] to [T, hidden], `residual` ([T, hidden]) added."""
+        out: torch.Tensor = self.experts.forward(hidden_states, *self.gate.forward(hidden_states))
+        return out.add_(residual)
+
+    def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
+        """The weights, by their names in a checkpoint."""
+        return self.gate.tensors(prefix + "gate.") | self.experts.tensors(prefix + "experts.{}", *self.names)

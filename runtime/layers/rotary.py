@@ -53,7 +53,7 @@ ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 
 def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
-    """How much sharper attention over a context stretched by `factor` has to be (Peng et al. 2023, arXiv:2309.00071)."""
+    """How much sharper attention over a stretched context has to be (Peng et al. 2023, arXiv:2309.00071)."""
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
@@ -188,7 +188,7 @@ class Rotation:
     @functools.cached_property
     def half_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The cosines and signed sines of an interleaved embedding for dimension pairs (i, i + head_dim / 2)."""
-        return tuple(t.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2) for t in (self.cos, self.sin))  # type: ignore[return-value]
+        return tuple(t.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2) for t in (self.cos, self.sin))
 
     def apply_halves(self, x: torch.Tensor) -> torch.Tensor:
         """Rotate [T, heads, head_dim] by the angles of an interleaved embedding, pairing (i, i + head_dim / 2)."""

@@ -153,11 +153,11 @@ class ModelRunner:
         return dtype
 
     def _resolve_context_length(self) -> int:
-        limit = self.model_config.max_position_embeddings
+        limit = self.model_config.max_context_length
         asked = self.server_args.context_length
         if asked is not None and asked > limit:
             raise ConfigError(f"context_length={asked} is more than the model was made for: at most {limit}")
-        return limit if asked is None else asked
+        return self.model_config.max_position_embeddings if asked is None else asked
 
     def _create_pools(self) -> None:
         config = self.model_config
@@ -181,8 +181,7 @@ class ModelRunner:
         self.attention_backend = backend_cls(
             self.req_to_token_pool,
             self.token_to_kv_pool,
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
+            config.attention_config(),
+            self.dtype,
         )
         self.batch_builder = BatchBuilder(self.req_to_token_pool, self.token_to_kv_pool_allocator, self.device)

@@ -79,7 +79,7 @@ class SRTPlatform(DeviceMixin):
         return None
 
     def get_mla_kv_pool_cls(self) -> ClassRef:
-        """The KV pool for multi-head latent attention: a subclass of `MLATokenToKVPool`, or None for that class itself."""
+        """The KV pool for latent attention: a subclass of `MLATokenToKVPool`, or None for that class itself."""
         return None
 
     def get_nsa_kv_pool_cls(self) -> ClassRef:

@@ -17,7 +17,7 @@ import torch
 
 from runtime.core.errors import ConfigError, ModelLoadError
 from runtime.models import loader
-from runtime.models.hf_config import LlamaConfig
+from runtime.models.model_config import LlamaConfig
 from tests.runtime.checkpoints import make_llama_checkpoint, reference_model
 
 CPU = torch.device("cpu")

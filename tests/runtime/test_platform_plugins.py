@@ -164,7 +164,9 @@ def test_everything_the_platform_brings_is_used_and_the_output_stays_right(
 
 
 def test_a_dtype_that_is_not_declared_is_refused_before_anything_is_made(run: Runner, llama_checkpoint: Path) -> None:
-    done = run("-m", "runtime", "generate", "x", "--model", str(llama_checkpoint), "--dtype", "bf16", TOY_PLATFORM="yes")
+    done = run(
+        "-m", "runtime", "generate", "x", "--model", str(llama_checkpoint), "--dtype", "bf16", TOY_PLATFORM="yes"
+    )
     assert last_line(done) == "error: dtype torch.bfloat16 is not supported on toy: use one of float32"
     assert not {"init_backend", "pool"} & set(done.trace)
 
