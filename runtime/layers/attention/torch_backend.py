@@ -76,9 +76,9 @@ class TorchAttentionBackend(AttentionBackend):
         if new == length:
             return ExtendMetadata(tokens, None, None)
         # is_causal would align the triangle to the top left, as if the new tokens came first.
-        mask = torch.full(
-            (new, length), -torch.inf, dtype=self.kv_pool.dtype, device=forward_batch.input_ids.device
-        ).triu_(length - new + 1)
+        mask = torch.full((new, length), -torch.inf, dtype=torch.float32, device=forward_batch.input_ids.device).triu_(
+            length - new + 1
+        )
         table = self.req_to_token_pool.req_to_token[:, :length]
         slots = table.index_select(0, forward_batch.req_pool_indices[row : row + 1]).flatten()
         return ExtendMetadata(tokens, slots, mask)
@@ -94,7 +94,7 @@ class TorchAttentionBackend(AttentionBackend):
             padding = torch.arange(max_len, device=slots.device) >= forward_batch.seq_lens[first:, None]
             # Padding reads the sink: a row's table past its length may name slots of other requests by now.
             slots.masked_fill_(padding, 0)
-            mask = torch.zeros(padding.shape, dtype=self.kv_pool.dtype, device=slots.device)
+            mask = torch.zeros(padding.shape, dtype=torch.float32, device=slots.device)
             mask = mask.masked_fill_(padding, -torch.inf)[:, None, None, :]
         return DecodeMetadata(len(lens_cpu), slots.flatten(), mask)
 
@@ -111,7 +111,9 @@ class TorchAttentionBackend(AttentionBackend):
             if extend.slots is None:
                 keys, values = k[tokens], v[tokens]
             else:
-                keys, values = key_buffer.index_select(0, extend.slots), value_buffer.index_select(0, extend.slots)
+                # The pool may store another dtype than the model computes in.
+                keys = key_buffer.index_select(0, extend.slots).to(q.dtype)
+                values = value_buffer.index_select(0, extend.slots).to(q.dtype)
             out[tokens] = self._extend(q[tokens], keys, values, extend.mask)
         if metadata.decode is not None:
             first = q.shape[0] - metadata.decode.num_rows
@@ -124,7 +126,7 @@ class TorchAttentionBackend(AttentionBackend):
             q.transpose(0, 1).unsqueeze(0),
             k.transpose(0, 1).unsqueeze(0),
             v.transpose(0, 1).unsqueeze(0),
-            attn_mask=mask,
+            attn_mask=None if mask is None else mask.to(q.dtype),
             is_causal=mask is None,
             enable_gqa=self.num_heads != self.num_kv_heads,
         )
@@ -139,10 +141,11 @@ class TorchAttentionBackend(AttentionBackend):
     ) -> torch.Tensor:
         """q [D, heads, dim] over the pool's keys and values."""
         rows, heads, dim = metadata.num_rows, self.num_kv_heads, self.head_dim
-        keys = key_buffer.index_select(0, metadata.slots).view(rows, -1, heads, dim)
-        values = value_buffer.index_select(0, metadata.slots).view(rows, -1, heads, dim)
+        keys = key_buffer.index_select(0, metadata.slots).to(q.dtype).view(rows, -1, heads, dim)
+        values = value_buffer.index_select(0, metadata.slots).to(q.dtype).view(rows, -1, heads, dim)
+        mask = None if metadata.mask is None else metadata.mask.to(q.dtype)
         # The queries of a group share keys and see the same tokens, so they can stand in the place of positions.
         attended = F.scaled_dot_product_attention(
-            q.view(rows, heads, -1, dim), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=metadata.mask
+            q.view(rows, heads, -1, dim), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask
         )
         return attended.reshape(rows, -1)
