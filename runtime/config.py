@@ -14,10 +14,14 @@ from runtime import platforms
 from runtime.core.errors import ConfigError, ModelLoadError
 from runtime.platforms import host_threads
 
+CHECK_ENV = "RUNTIME_CHECK_INTEGRITY"
+"""Environment variable that makes the scheduler check its pools."""
+
 ENVIRONMENT: Mapping[str, str] = {
     platforms.PLATFORM_ENV: "the platform to run on: an in-tree name or that of a platform plugin; unset: find out",
     platforms.CPU_ENV: "1: with no platform named and no plugin active, run on the CPU whatever torch sees",
     host_threads.WAIT_POLICY_ENV: "how OpenMP threads wait for each other; unset means PASSIVE in the scheduler",
+    CHECK_ENV: "1: whenever nothing runs, the scheduler checks that no KV slot has leaked; costs a pass over the pool",
     "HOOKERY_PLUGINS": "which installed plugins hookery loads, comma-separated; unset means all",
 }
 """Every environment variable the runtime or its plugin loading reads, and what it is for."""

@@ -9,6 +9,7 @@ import torch
 
 import runtime.mem_cache.memory_pool as memory_pool
 import runtime.mem_cache.pool_selection as pool_selection
+import runtime.mem_cache.radix_cache as radix_cache
 import runtime.models.loader as loader
 import runtime.sampling.logits_processor as logits_processor
 import runtime.sampling.sampler as sampler
@@ -41,6 +42,8 @@ class ModelRunner:
         vocab_size: width of the logits.
         max_total_tokens: KV slots there are, in whole pages.
         req_to_token_pool, token_to_kv_pool, token_to_kv_pool_allocator: the pools.
+        prefix_cache: what is kept of sequences that ran; None where that is switched off.
+        batch_builder: gives requests their rows and slots.
         attention_backend: the platform's, shared by all layers.
         graph_runner: what replays recorded steps; None where every step runs as it is written.
 
@@ -107,9 +110,11 @@ class ModelRunner:
             self.max_total_tokens,
         )
 
-    def prepare_forward_batch(self, extends: Sequence[Request], decodes: Sequence[Request]) -> ForwardBatch:
+    def prepare_forward_batch(
+        self, extends: Sequence[Request], decodes: Sequence[Request], extend_lens: Sequence[int] | None = None
+    ) -> ForwardBatch:
         """Assemble one forward pass and take what it needs from the pools; see `BatchBuilder.build`."""
-        return self.batch_builder.build(extends, decodes)
+        return self.batch_builder.build(extends, decodes, extend_lens)
 
     def release(self, request: Request) -> None:
         """Give back what a request holds of the pools; see `BatchBuilder.release`."""
@@ -184,4 +189,11 @@ class ModelRunner:
             config.attention_config(),
             self.dtype,
         )
-        self.batch_builder = BatchBuilder(self.req_to_token_pool, self.token_to_kv_pool_allocator, self.device)
+        self.prefix_cache = (
+            None
+            if self.server_args.disable_radix_cache
+            else radix_cache.RadixCache(page_size=self.page_size, device=self.device)
+        )
+        self.batch_builder = BatchBuilder(
+            self.req_to_token_pool, self.token_to_kv_pool_allocator, self.device, self.prefix_cache
+        )

@@ -79,7 +79,7 @@ class SRTPlatform(DeviceMixin):
         return None
 
     def get_mla_kv_pool_cls(self) -> ClassRef:
-        """The KV pool for latent attention: a subclass of `MLATokenToKVPool`, or None for that class itself."""
+        """The KV pool for latent attention (MLA): a subclass of `MLATokenToKVPool`, or None for that class itself."""
         return None
 
     def get_nsa_kv_pool_cls(self) -> ClassRef:
@@ -87,7 +87,8 @@ class SRTPlatform(DeviceMixin):
         return None
 
     def get_paged_allocator_cls(self) -> ClassRef:
-        """The KV slot allocator: a subclass of `TokenToKVPoolAllocator`, or None for that class itself."""
+        """The KV slot allocator: a subclass of `PagedTokenToKVPoolAllocator` (of `TokenToKVPoolAllocator` where pages
+        have one slot), or None for that class itself."""
         return None
 
     def get_graph_runner_cls(self) -> ClassRef:
