@@ -18,7 +18,7 @@ BASE: dict[str, Any] = {
     "max_position_embeddings": 256,
     "bos_token_id": 1,
     "eos_token_id": 2,
-    "pad_token_id": 0,
+    "pad_token_id": None,  # the row of one would be zero, and so would everything be that an index makes of it
 }
 
 LATENT: dict[str, Any] = {
@@ -46,7 +46,8 @@ YARN: dict[str, Any] = {
     "beta_slow": 1,
 }
 
-INDEX: dict[str, Any] = {"index_n_heads": 8, "index_head_dim": 16, "index_topk": 12}
+# With few heads, a score is often exactly zero (none of the products is positive), and ties may fall either way.
+INDEX: dict[str, Any] = {"index_n_heads": 16, "index_head_dim": 16, "index_topk": 12}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
