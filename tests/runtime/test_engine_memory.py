@@ -135,7 +135,6 @@ def test_a_class_put_in_the_place_of_the_pool_serves_in_the_scheduler(llama_chec
     assert trace.events("allocator") == ["PagedTokenToKVPoolAllocator"]
     memory = "runtime.mem_cache."
     assert {target.removeprefix(memory) for target in served["hooks"]} >= {
-        "memory_pool.MHATokenToKVPool",
         "pool_selection.num_kv_slots",
         "pool_selection.create_allocator",
         "radix_cache.RadixCache.match_prefix",
