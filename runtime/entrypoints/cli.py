@@ -143,7 +143,7 @@ def _generate(parsed: argparse.Namespace) -> int:
 
 def _platform(parsed: argparse.Namespace) -> int:
     with bootstrap.building(()):
-        from runtime.entrypoints import platform_report  # after the hooks: it brings torch
+        from runtime.platforms import report as platform_report  # after the hooks: it brings torch
 
         report = platform_report.describe()
         if parsed.check:

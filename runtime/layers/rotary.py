@@ -83,6 +83,11 @@ class RotaryEmbedding(MultiPlatformOp):
         cos, sin = self.cos_sin.index_select(0, positions).split_with_sizes((1, 1), dim=1)
         return cos, sin
 
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """`forward_native`, as the platform does it."""
+        result: torch.Tensor = getattr(self, self._forward_name or self.resolve_forward())(x, cos, sin)
+        return result
+
     def forward_native(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Rotate [T, heads, head_dim] by what `gather` returned; queries and keys go in one call, side by side."""
         # Rolling by half a head swaps its halves; the sign that the swap lacks is in the table.

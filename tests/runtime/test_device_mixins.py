@@ -115,7 +115,9 @@ def test_a_local_rank_is_the_device_with_that_index(device: Device) -> None:
         made = mock_device(device, rank)
         assert (made.type, made.index) == (device.platform.device_type, rank)
     for rank in (4, -1):
-        with pytest.raises(PlatformError, match=rf"local rank {rank} has no {device.platform.device_name} device: .* 4"):
+        with pytest.raises(
+            PlatformError, match=rf"local rank {rank} has no {device.platform.device_name} device: .* 4"
+        ):
             device.platform.get_device(rank)
 
 

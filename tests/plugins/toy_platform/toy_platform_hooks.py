@@ -1,7 +1,8 @@
 """Hooks that the toy's distribution ships beside the platform."""
 
-from hookery import HookType, plugin_hook
 from toy_platform import trace
+
+from hookery import HookType, plugin_hook
 
 trace("import toy_platform_hooks")
 
