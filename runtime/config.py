@@ -22,7 +22,7 @@ ENVIRONMENT: Mapping[str, str] = {
     platforms.CPU_ENV: "1: with no platform named and no plugin active, run on the CPU whatever torch sees",
     host_threads.WAIT_POLICY_ENV: "how OpenMP threads wait for each other; unset means PASSIVE in the scheduler",
     CHECK_ENV: "1: whenever nothing runs, the scheduler checks that no KV slot has leaked; costs a pass over the pool",
-    "HOOKERY_PLUGINS": "which installed plugins hookery loads, comma-separated; unset means all",
+    "HOOKERY_PLUGINS": "the installed hook plugins to load, comma-separated; unset: all but unselected platforms'",
 }
 """Every environment variable the runtime or its plugin loading reads, and what it is for."""
 

@@ -131,6 +131,11 @@ class Experts(MultiPlatformOp):
         self.gate_up_proj = torch.empty(num_experts, 2 * width, hidden_size, dtype=dtype, device=device)
         self.down_proj = torch.empty(num_experts, hidden_size, width, dtype=dtype, device=device)
 
+    def forward(self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """`forward_native`, as the platform does it."""
+        result: torch.Tensor = getattr(self, self._forward_name or self.resolve_forward())(x, experts, weights)
+        return result
+
     def forward_native(self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """[T, hidden], the experts of each token ([T, K] int64) and their weights ([T, K] float32) to [T, hidden]."""
         if experts.numel() <= GATHER_LIMIT:
@@ -196,7 +201,7 @@ class SparseMLP:
 
     def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """[T, hidden] to [T, hidden], `residual` ([T, hidden]) added."""
-        out: torch.Tensor = self.experts.forward(hidden_states, *self.gate.forward(hidden_states))
+        out = self.experts.forward(hidden_states, *self.gate.forward(hidden_states))
         return out.add_(residual)
 
     def tensors(self, prefix: str) -> dict[str, torch.Tensor]:

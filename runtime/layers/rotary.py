@@ -161,6 +161,11 @@ class RotaryEmbedding(MultiPlatformOp):
         """What all layers of one forward pass over `positions` ([T] int64) share."""
         return Rotation(self, *self.gather(positions))
 
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """`forward_native`, as the platform does it."""
+        result: torch.Tensor = getattr(self, self._forward_name or self.resolve_forward())(x, cos, sin)
+        return result
+
     def forward_native(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Rotate [T, heads, head_dim] by what `gather` returned; queries and keys go in one call, side by side."""
         # Swapping the dimensions of each pair; the sign that the swap lacks is in the table.

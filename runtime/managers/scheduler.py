@@ -301,8 +301,8 @@ class Scheduler:
         """End a request that cannot have the slots it needs although nobody else runs."""
         error = (
             f"{request.request_id} cannot go on: it has {request.num_tokens} tokens, {request.kv_len} of them in KV"
-            f" slots, and of the pool's {self.limits.max_total_tokens} slots {self.builder.available_slots()} can be had"
-            "; raise max_total_tokens"
+            f" slots, and of the pool's {self.limits.max_total_tokens} slots {self.builder.available_slots()} are to be"
+            " had; raise max_total_tokens"
         )
         request.abort()
         self._forget([request])

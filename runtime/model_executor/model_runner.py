@@ -97,6 +97,7 @@ class ModelRunner:
             raise PlatformError(
                 f"no memory for {self.max_running_requests} requests of {self.context_length} tokens and"
                 f" {self.max_total_tokens} KV slots; lower max_running_requests or max_total_tokens"
+                f" (torch: {' '.join(str(error).split())[:200]})"
             ) from error
         self.graph_runner = None if graph_runner_cls is None else graph_runner_cls(self)
         logger.info(

@@ -162,7 +162,7 @@ class DeepseekMoE:
 
     def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """[T, hidden] to [T, hidden], `residual` ([T, hidden]) added."""
-        routed: torch.Tensor = self.experts.forward(hidden_states, *self.gate.forward(hidden_states))
+        routed = self.experts.forward(hidden_states, *self.gate.forward(hidden_states))
         return self.shared_experts.forward(hidden_states, routed.add_(residual))
 
     def tensors(self, prefix: str) -> dict[str, torch.Tensor]:

@@ -39,9 +39,10 @@ class SRTPlatform(DeviceMixin):
     """A platform of the serving runtime.
 
     In-tree and out-of-tree platforms go through the same methods; the core never asks which one it has. A factory
-    that returns a class promises a subclass of the in-tree one, called with the same arguments. The order in which a
-    scheduler calls them: `capabilities`, `init_backend`, `apply_server_args_defaults`, the device, the model,
-    `post_load_model`, the pools, the attention backend, the graph runner.
+    that returns a class promises a subclass of the in-tree one, called with the same arguments. A scheduler reads
+    `capabilities` first, then calls `apply_server_args_defaults` and asks which graph runner and KV pool there are, all
+    of it before anything is made; then comes `init_backend`, the device, the model, `post_load_model`, the pools, the
+    attention backend and the graph runner.
     """
 
     @property

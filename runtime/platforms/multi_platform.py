@@ -24,7 +24,8 @@ class MultiPlatformOp:
     adds its own with `register_oot_forward`.
 
     Which forward runs is decided once per class, at the first call. It is then looked up by name at every call, so that
-    a hook on `forward_native` or `forward_<key>` takes whenever it is applied.
+    a hook on `forward_native` or `forward_<key>` takes whenever it is applied. An op that runs in every layer writes
+    its own `forward` with its own parameters, one line: passing `*args, **kwargs` on takes several times as long.
 
     Raises:
         ConfigError: when a subclass is defined: it has no `forward_native`, or a forward with other parameters.
@@ -33,16 +34,18 @@ class MultiPlatformOp:
     forward_native: Callable[..., Any]
     _forward_name: ClassVar[str | None] = None
     # The forwards that the class brings itself. Its namespace does not tell: a hook on what it inherits stands there.
-    _own_forwards: ClassVar[set[str]] = set()
+    _own_forwards: ClassVar[dict[str, Any]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not callable(getattr(cls, _NATIVE, None)):
             raise ConfigError(f"{_shown(cls)} is no MultiPlatformOp: it has no {_NATIVE}")
         cls._forward_name = None
-        cls._own_forwards = {name for name, value in vars(cls).items() if name.startswith(_FORWARD) and callable(value)}
-        for name in sorted(cls._own_forwards):
-            _check_signature(cls, vars(cls)[name], f"{_shown(cls)}.{name}")
+        cls._own_forwards = {
+            name: value for name, value in vars(cls).items() if name.startswith(_FORWARD) and callable(value)
+        }
+        for name, value in cls._own_forwards.items():
+            _check_signature(cls, value, f"{_shown(cls)}.{name}")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The operation as the current platform does it; parameters and result are those of `forward_native`."""
@@ -59,7 +62,7 @@ class MultiPlatformOp:
         """
         name = f"{_FORWARD}{platforms.current_platform.get_dispatch_key()}"
         ops = (each for each in cls.__mro__ if issubclass(each, MultiPlatformOp))
-        first = next(each for each in ops if each._own_forwards & {name, _NATIVE})
+        first = next(each for each in ops if each._own_forwards.keys() & {name, _NATIVE})
         cls._forward_name = name if name in first._own_forwards else _NATIVE
         return cls._forward_name
 
@@ -73,7 +76,8 @@ class MultiPlatformOp:
 
         Raises:
             ConfigError: `forward` is no function or does not take the calls `forward_native` takes, the key is an
-                in-tree platform's or no identifier, or another function has been registered for it.
+                in-tree platform's or no identifier, or another function has been registered for it, or a re-made one
+                while there are hooks on the first.
         """
         name = f"{_FORWARD}{key}"
         what = f"{_shown(cls)}.register_oot_forward(..., {key!r})"
@@ -84,10 +88,15 @@ class MultiPlatformOp:
         if not isinstance(forward, FunctionType):
             raise ConfigError(f"{what}: {forward!r} is no function; wrap it in one that takes the instance first")
         _check_signature(cls, forward, what)
-        if name in cls._own_forwards and not _is_same(vars(cls)[name], forward):
-            raise ConfigError(f"{what}: {'.'.join(_identity(vars(cls)[name]))} is registered already")
+        present = cls._own_forwards.get(name)
+        if present is forward:
+            return  # what stands there may be hooked by now
+        if present is not None and not _is_same(present, forward):
+            raise ConfigError(f"{what}: {'.'.join(_identity(present))} is registered already")
+        if vars(cls).get(name) is not present:
+            raise ConfigError(f"{what}: {_shown(cls)}.{name} is hooked, and the hook would be lost; revert it first")
         setattr(cls, name, forward)
-        cls._own_forwards = {*cls._own_forwards, name}
+        cls._own_forwards = {**cls._own_forwards, name: forward}
         for each in _with_subclasses(cls):
             each._forward_name = None  # decided anew at the next call
 
@@ -124,8 +133,8 @@ def _identity(function: Any) -> tuple[str, str]:
 
 
 def _is_same(present: Any, forward: Any) -> bool:
-    """Whether `forward` is what is `present`, or what a reload of its module has made of it."""
-    return present is forward or (_identity(present) == _identity(forward) and "<" not in _identity(forward)[1])
+    """Whether `forward` is what a reload of its module has made of what is `present`."""
+    return _identity(present) == _identity(forward) and "<" not in _identity(forward)[1]
 
 
 def _shown(cls: type) -> str:

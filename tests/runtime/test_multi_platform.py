@@ -241,6 +241,22 @@ class TestHooks:
         registry.apply_hooks(strict=True)
         assert HookedOp().forward(3) == "hooked"
 
+    def test_registering_again_loses_no_hook(
+        self, registry: HookRegistry, on: Callable[[str], None], mocker: MockerFixture
+    ) -> None:
+        on("vendor")
+        mocker.patch.object(TwiceOp, "_forward_name", None)
+        TwiceOp.register_oot_forward(hooked_vendor_forward, "vendor")
+        registry.register(f"{__name__}.TwiceOp.forward_vendor", lambda *args, **kwargs: "hooked", HookType.REPLACE)
+        registry.apply_hooks(strict=True)
+        TwiceOp.register_oot_forward(hooked_vendor_forward, "vendor")
+        assert TwiceOp().forward(3) == "hooked"
+        with pytest.raises(ConfigError, match=r"TwiceOp\.forward_vendor is hooked, .* revert it first"):
+            TwiceOp.register_oot_forward(remade(hooked_vendor_forward), "vendor")
+        registry.revert()
+        TwiceOp.register_oot_forward(remade(hooked_vendor_forward, "remade"), "vendor")
+        assert TwiceOp().forward(3) == "remade"
+
     def test_a_hook_on_an_inherited_native_forward_does_not_change_which_one_runs(
         self, registry: HookRegistry, on: Callable[[str], None], mocker: MockerFixture
     ) -> None:
@@ -260,6 +276,20 @@ class HookedOp(MultiPlatformOp):
 
     def forward_cuda(self, x: int) -> str:
         return "cuda"
+
+
+class TwiceOp(HookedOp):
+    """Registered for twice."""
+
+
+def remade(function: Callable[..., Any], result: str = "again") -> Callable[..., Any]:
+    """What a reload of its module would make of a function."""
+
+    def made(self: Any, x: int) -> str:
+        return result
+
+    made.__module__, made.__qualname__ = function.__module__, function.__qualname__
+    return made
 
 
 class InheritingOp(HookedOp):
@@ -308,7 +338,7 @@ class TestTheOps:
     ) -> None:
         cls = type(op)
         mocker.patch.object(cls, "_forward_name", None)
-        mocker.patch.object(cls, "_own_forwards", {*cls._own_forwards, "forward_vendor"})
+        mocker.patch.object(cls, "_own_forwards", {**cls._own_forwards, "forward_vendor": None})
         vendor = mocker.patch.object(cls, "forward_vendor", create=True)
         native = op.forward(*arguments)
         assert isinstance(native, torch.Tensor)

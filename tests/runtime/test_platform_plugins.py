@@ -193,9 +193,8 @@ class TestHooksBesideAPlatform:
         assert done.returncode == 0, done.stderr
         imported = {line.split()[1] for line in done.trace if line.startswith("import ")}
         assert {name for name in imported if name.endswith("_hooks")} == {f"{name}_platform_hooks" for name in ran}
-        assert {line for line in done.trace if line.startswith("hook of")} == {
-            f"hook of {name}_platform_hooks" for name in ran
-        }
+        hooks = [line for line in done.trace if line.startswith("hook of")]
+        assert hooks == [f"hook of {name}_platform_hooks" for name in ran], "each runs, and runs once"
 
     def test_asking_for_hooks_of_a_platform_that_is_not_selected_is_an_error(
         self, run: Runner, llama_checkpoint: Path
@@ -218,3 +217,68 @@ def test_the_command_shows_the_platform_of_the_plugin(run: Runner) -> None:
     assert (report["platform"], report["class"]) == ("toy", "toy_platform.platform.ToyPlatform")
     assert (report["out_of_tree"], report["dispatch_key"]) == (True, "toy")
     assert report["check"]["max_relative_error"] < 1e-5
+
+
+PYPROJECT = """
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "{distribution}"
+version = "1.0"
+
+[project.entry-points."runtime.platforms"]
+{entry_point} = "{module}:activate"
+
+[tool.setuptools]
+py-modules = ["{module}"]
+"""
+FAULTY = {
+    "one-greedy": ("cuda", "raise AssertionError('imported')"),
+    "one-twin": ("twin", "raise AssertionError('imported')"),
+    "two-twin": ("twin", "raise AssertionError('imported')"),
+    "one-broken": ("broken", "import a_driver_that_is_not_installed"),
+    "one-strange": ("strange", "def activate():\n    return int"),
+    "one-partial": (
+        "partial",
+        "from runtime.platforms import PlatformEnum, SRTPlatform\n\n\nclass Partial(SRTPlatform):\n"
+        "    _enum = PlatformEnum.OOT\n    device_name = device_type = 'partial'\n\n\n"
+        "def activate():\n    return Partial",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with each of the faulty distributions installed in a directory of its own."""
+    installed = tmp_path_factory.mktemp("faulty")
+    for distribution, (entry_point, code) in FAULTY.items():
+        source = tmp_path_factory.mktemp("source")
+        module = distribution.replace("-", "_")
+        fields = {"distribution": distribution, "entry_point": entry_point, "module": module}
+        (source / "pyproject.toml").write_text(PYPROJECT.format(**fields))
+        (source / f"{module}.py").write_text(code)
+        install_plugin(source, installed / distribution)
+    return installed
+
+
+@pytest.mark.parametrize(
+    ("distributions", "named", "message"),
+    [
+        (["one-greedy"], "", "platform plugin 'cuda' of one-greedy: the names cuda, npu, "),
+        (["one-greedy"], "cuda", "platform plugin 'cuda' of one-greedy: the names cuda, npu, "),
+        (["one-twin", "two-twin"], "twin", "plugin 'twin' of one-twin, platform plugin 'twin' of two-twin; uninstall"),
+        (["one-broken"], "", "'broken' of one-broken failed: ModuleNotFoundError: No module named 'a_driver_that"),
+        (["one-broken"], "broken", "'broken' of one-broken failed: ModuleNotFoundError: No module named 'a_driver"),
+        (["one-strange"], "strange", "'strange' of one-strange: builtins.int must be a subclass of runtime.platforms"),
+        (["one-partial"], "", "'partial' of one-partial: one_partial.Partial lacks create_event, create_stream, "),
+    ],
+)
+def test_a_faulty_distribution_is_an_error_that_names_it(
+    faulty: Path, run: Runner, distributions: list[str], named: str, message: str
+) -> None:
+    path = os.pathsep.join([*(str(faulty / name) for name in distributions), str(ROOT)])
+    line = last_line(ask(run, PYTHONPATH=path, RUNTIME_PLATFORM=named))
+    assert line.startswith("runtime.core.errors.PlatformError: ")
+    assert message in line

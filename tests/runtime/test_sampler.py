@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pytest_mock import MockerFixture
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import runtime.sampling.logits_processor as logits_processor
 import runtime.sampling.sampler as sampler
+from runtime import platforms
 from runtime.core.forward_batch import ForwardBatch, ForwardMode
 from runtime.core.request import Request
 from runtime.core.sampling_params import SamplingParams
@@ -172,3 +174,33 @@ def test_only_the_last_hidden_state_of_each_row_becomes_logits() -> None:
     assert logits_processor.last_hidden_states(hidden, mixed).flatten().tolist() == [2.0, 5.0, 6.0, 7.0]
     decode = ForwardBatch(ForwardMode.DECODE, tokens, tokens, tokens, tokens, tokens, [4] * 8, [1] * 8, 0)
     assert logits_processor.last_hidden_states(hidden, decode) is hidden
+
+
+class WithoutDouble(torch.Tensor):
+    """A tensor on a device that does not compute in double precision; copied to the host it is a plain one."""
+
+    def double(self, *args: object, **kwargs: object) -> torch.Tensor:
+        raise TypeError("no double precision here")
+
+    def to(self, *args: object, **kwargs: object) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor).to(*args, **kwargs)  # type: ignore[call-overload,no-any-return]
+
+
+def test_without_double_precision_on_the_device_draws_are_made_on_the_host_and_are_the_same(
+    mocker: MockerFixture,
+) -> None:
+    probs = logits_of(6).softmax(dim=-1)
+
+    def drawn(probs: torch.Tensor) -> list[int]:
+        return sampler.draw(probs, [torch.Generator().manual_seed(row) for row in range(6)]).tolist()
+
+    expected = drawn(probs)
+    with pytest.raises(TypeError, match="no double precision here"):
+        drawn(probs.as_subclass(WithoutDouble))
+    capabilities = platforms.PlatformCapabilities(dtypes=("float32",), float64=False)
+    mocker.patch.object(type(platforms.current_platform), "capabilities", capabilities)
+    assert drawn(probs.as_subclass(WithoutDouble)) == expected
+
+
+def test_a_requests_generator_lives_on_the_host() -> None:
+    assert sampler.request_generator(request(seed=3)).device == torch.device("cpu")
