@@ -236,3 +236,16 @@ def test_a_pool_is_whole_pages() -> None:
     assert make_pool(size=128, page_size=64).get_key_buffer(0).shape[0] == 192
     with pytest.raises(ConfigError, match="a KV pool of 12 slots cannot be made: it must be whole pages of 5"):
         make_pool(page_size=5)
+
+
+@pytest.mark.parametrize("dtype", FP8)
+@pytest.mark.parametrize(("latent", "rotated"), [(32, 8), (32, 4), (12, 8)])
+def test_bytes_that_are_moved_in_words_arrive_whole(dtype: torch.dtype, latent: int, rotated: int) -> None:
+    pool = make_mla(dtype=dtype, kv_lora_rank=latent, qk_rope_head_dim=rotated)
+    for buffer in pool.storage():
+        buffer.zero_()
+    loc, rows = torch.tensor([4, 11, 1]), torch.randn(3, latent + rotated)
+    pool.set_mla_kv_buffer(0, loc, rows[:, :latent], rows[:, latent:])
+    read = pool.get_key_buffer(0)[:, 0].float()
+    assert torch.equal(read[loc], rows.to(dtype).float())
+    assert read.abs().sum() == read[loc].abs().sum(), "nothing beside them is written"
