@@ -176,7 +176,9 @@ class BatchBuilder:
                 raise EngineError(
                     f"{self.prefix_cache.protected_size()} slots of the prefix cache are locked, but no request runs"
                 )
-        self.allocator.check_integrity(torch.cat(held) if held else torch.empty(0, dtype=torch.int64))
+        self.allocator.check_integrity(
+            torch.cat(held) if held else torch.empty(0, dtype=torch.int64, device=self.device)
+        )
         taken = self.req_to_token_pool.size - self.req_to_token_pool.available_size()
         if taken != len(holding):
             raise EngineError(f"{taken} request rows are taken, but {len(holding)} requests hold one")

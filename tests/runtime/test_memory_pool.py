@@ -238,14 +238,17 @@ def test_a_pool_is_whole_pages() -> None:
         make_pool(page_size=5)
 
 
-@pytest.mark.parametrize("dtype", FP8)
-@pytest.mark.parametrize(("latent", "rotated"), [(32, 8), (32, 4), (12, 8)])
-def test_bytes_that_are_moved_in_words_arrive_whole(dtype: torch.dtype, latent: int, rotated: int) -> None:
-    pool = make_mla(dtype=dtype, kv_lora_rank=latent, qk_rope_head_dim=rotated)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [3, 80])
+@pytest.mark.parametrize(("latent", "rotated"), [(32, 8), (32, 4), (13, 8), (12, 3)])
+def test_what_is_moved_in_words_arrives_whole(dtype: torch.dtype, tokens: int, latent: int, rotated: int) -> None:
+    pool = make_mla(dtype=dtype, size=100, kv_lora_rank=latent, qk_rope_head_dim=rotated)
     for buffer in pool.storage():
         buffer.zero_()
-    loc, rows = torch.tensor([4, 11, 1]), torch.randn(3, latent + rotated)
-    pool.set_mla_kv_buffer(0, loc, rows[:, :latent], rows[:, latent:])
-    read = pool.get_key_buffer(0)[:, 0].float()
-    assert torch.equal(read[loc], rows.to(dtype).float())
-    assert read.abs().sum() == read[loc].abs().sum(), "nothing beside them is written"
+    loc, rows = torch.randperm(100)[:tokens] + 1, torch.randn(tokens, 1 + latent + rotated)
+    for start in (0, 1):  # the second does not begin at a word
+        part = rows.to(dtype)[:, start : start + latent + rotated]
+        pool.set_mla_kv_buffer(0, loc, part[:, :latent], part[:, latent:])
+        read = pool.get_key_buffer(0)[:, 0].float()
+        assert torch.equal(read[loc], part.float())
+        assert read.count_nonzero() == read[loc].count_nonzero(), "nothing beside them is written"
