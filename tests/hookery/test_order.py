@@ -116,7 +116,7 @@ specs_lists = st.lists(
 
 
 @pytest.mark.parametrize("engine", ["generated", "wrapt", "inplace"])
-@settings(deadline=None)  # a pass over the modules of a process that has torch takes its time
+@settings(deadline=None, max_examples=60)  # a pass over the modules of a process that has torch takes its time
 @given(specs=specs_lists, data=st.data())
 def test_any_hooks_applied_in_any_rounds_and_partly_taken_back_run_by_the_rules(
     engine: str, specs: list[Spec], data: st.DataObject
