@@ -21,9 +21,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from runtime.platforms import host_threads
+from runtime.platforms import PLATFORM_ENV, host_threads
 
 host_threads.wait_passively()  # as the scheduler does; it serves both sides, and has to come before torch
+os.environ[PLATFORM_ENV] = "cpu"  # where the other side runs, and whose memory is the limit
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
@@ -80,7 +81,7 @@ class RuntimeSide:
     def _step(self, extends: list[Request], decodes: list[Request]) -> None:
         batch = self.runner.prepare_forward_batch(extends, decodes)
         rows = extends + decodes
-        tokens = self.runner.sample(self.runner.forward(batch), SamplingBatch.from_requests(rows, self.runner.device))
+        tokens = self.runner.sample(self.runner.forward(batch), SamplingBatch.from_requests(rows))
         for request, token in zip(rows, tokens, strict=True):
             request.append_token(token, frozenset(), self.runner.context_length)
 

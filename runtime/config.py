@@ -15,9 +15,10 @@ from runtime.core.errors import ConfigError, ModelLoadError
 from runtime.platforms import host_threads
 
 ENVIRONMENT: Mapping[str, str] = {
-    platforms.PLATFORM_ENV: "the platform to run on (cpu); unset means cpu",
+    platforms.PLATFORM_ENV: "the platform to run on: an in-tree name or that of a platform plugin; unset: find out",
+    platforms.CPU_ENV: "1: with no platform named and no plugin active, run on the CPU whatever torch sees",
     host_threads.WAIT_POLICY_ENV: "how OpenMP threads wait for each other; unset means PASSIVE in the scheduler",
-    "HOOKERY_PLUGINS": "which installed plugins hookery loads, comma-separated; unset means all",
+    "HOOKERY_PLUGINS": "the installed hook plugins to load, comma-separated; unset: all but unselected platforms'",
 }
 """Every environment variable the runtime or its plugin loading reads, and what it is for."""
 
@@ -40,8 +41,8 @@ class ServerArgs:
     Attributes:
         model: local directory of a checkpoint in the Hugging Face layout.
         dtype: dtype of weights, activations and KV cache; see `DTYPES`.
-        max_running_requests: requests in one batch at most.
-        max_prefill_tokens: prompt tokens in one forward pass at most.
+        max_running_requests: requests in one batch at most; None for the platform's default.
+        max_prefill_tokens: prompt tokens in one forward pass at most; None for the platform's default.
         context_length: tokens of one sequence at most, prompt and output; None for what the model was made for.
         max_total_tokens: KV slots; None to size the pool from the device's free memory.
         plugins: dotted names of plugin modules to load besides the installed ones.
@@ -51,8 +52,8 @@ class ServerArgs:
 
     model: str
     dtype: str = "auto"
-    max_running_requests: int = 64
-    max_prefill_tokens: int = 4096
+    max_running_requests: int | None = None
+    max_prefill_tokens: int | None = None
     context_length: int | None = None
     max_total_tokens: int | None = None
     plugins: tuple[str, ...] = ()
@@ -70,12 +71,9 @@ class ServerArgs:
         dtype = DTYPES.get(self.dtype.lower())
         if dtype is None:
             raise ConfigError(f"dtype={self.dtype!r} is not known: use one of {', '.join(DTYPES)}")
-        _check_count("max_running_requests", self.max_running_requests)
-        _check_count("max_prefill_tokens", self.max_prefill_tokens)
-        if self.context_length is not None:
-            _check_count("context_length", self.context_length)
-        if self.max_total_tokens is not None:
-            _check_count("max_total_tokens", self.max_total_tokens)
+        for field in ("max_running_requests", "max_prefill_tokens", "context_length", "max_total_tokens"):
+            if getattr(self, field) is not None:
+                _check_count(field, getattr(self, field))
         if self.random_seed is not None:
             _check_count("random_seed", self.random_seed, minimum=0)
         if not isinstance(self.plugins, tuple):
@@ -83,6 +81,38 @@ class ServerArgs:
         for plugin in self.plugins:
             _check_str("plugins", plugin)
         return dataclasses.replace(self, model=_model_directory(self.model), dtype=dtype)
+
+    def with_platform_defaults(self) -> ServerArgs:
+        """Resolved arguments in which the current platform has filled what was left open.
+
+        Raises:
+            ConfigError: an argument is not valid, the platform changed one that was given, or it left
+                `max_running_requests` or `max_prefill_tokens` open.
+            ModelLoadError: as `resolve`.
+            PlatformError: no platform can be chosen.
+        """
+        given = self.resolve()
+        platform = platforms.current_platform
+        filled = platform.apply_server_args_defaults(given)
+        if not isinstance(filled, ServerArgs):
+            raise ConfigError(
+                f"platform {platform.device_name}: apply_server_args_defaults has to return ServerArgs, not {filled!r}"
+            )
+        filled = filled.resolve()
+        for field in dataclasses.fields(given):
+            before, after = getattr(given, field.name), getattr(filled, field.name)
+            if before is not None and before != after:
+                raise ConfigError(
+                    f"platform {platform.device_name} changed {field.name} from {before!r} to {after!r}:"
+                    " apply_server_args_defaults may only fill arguments that are None"
+                )
+        for name in ("max_running_requests", "max_prefill_tokens"):
+            if getattr(filled, name) is None:
+                raise ConfigError(
+                    f"platform {platform.device_name} left {name} open: its apply_server_args_defaults has to call"
+                    " super()"
+                )
+        return filled
 
 
 def _model_directory(model: str) -> str:

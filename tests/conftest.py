@@ -8,6 +8,8 @@ import tempfile
 # matrix products take many times as long. Read by torch and tokenizers when they are imported, so set before that.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Results are compared with the CPU's; what a GPU does has tests of its own, which say so.
+os.environ.setdefault("RUNTIME_PLATFORM", "cpu")
 # Models come from directories that tests make; nothing may ask a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

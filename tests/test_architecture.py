@@ -29,6 +29,11 @@ LAYERS = (
 # Imports nothing of the runtime, and only the top may import it.
 DATA = "assets"
 DEVICE_MODULES = ("cuda", "npu", "xpu", "hpu", "mps", "musa")
+# Other doors to a device, and ways to ask which platform this is instead of what it can do.
+DEVICE_QUESTIONS = frozenset(
+    {"accelerator", "get_device_module", "hip", "is_hip", "is_cpu", "is_rocm", "is_cuda_alike", "is_out_of_tree"}
+    | {f"is_{module}" for module in DEVICE_MODULES}
+)
 
 
 def modules_under(root: Path, package: str) -> dict[str, Path]:
@@ -168,7 +173,8 @@ def long_files(root: Path) -> list[str]:
 
 
 def device_mentions(root: Path) -> list[str]:
-    """Where code outside `runtime/platforms` names a device module of torch, or a device by a literal."""
+    """Where code outside `runtime/platforms` names a device module of torch or a device by a literal, or asks which
+    platform it runs on."""
     found = []
     for name, path in modules_under(root, "runtime").items():
         if is_within(name, "runtime.platforms"):
@@ -183,6 +189,8 @@ def device_mentions(root: Path) -> list[str]:
         }
         for node in ast.walk(tree):
             mention = device_mention(node) if id(node) not in docstrings else None
+            if mention is None:
+                mention = device_question(node)
             if mention is not None:
                 found.append(f"{path.relative_to(root)}:{getattr(node, 'lineno', 0)} mentions {mention}")
         for imported, line in imports_of(name, path):
@@ -201,6 +209,18 @@ def device_mention(node: ast.AST) -> str | None:
             return repr(node.value)
     if isinstance(node, ast.alias) and node.name in DEVICE_MODULES:
         return f"import of {node.name}"
+    return None
+
+
+def device_question(node: ast.AST) -> str | None:
+    if isinstance(node, ast.Attribute) and node.attr in DEVICE_QUESTIONS:
+        return ast.unparse(node)
+    if isinstance(node, (ast.Name, ast.alias)):
+        name = node.id if isinstance(node, ast.Name) else node.name
+        return name if name in DEVICE_QUESTIONS else None
+    # getattr(platform, "is_cuda")
+    if isinstance(node, ast.Constant) and node.value in DEVICE_QUESTIONS - {"accelerator", "hip"}:
+        return repr(node.value)
     return None
 
 
@@ -327,6 +347,17 @@ class TestTheRulesThemselves:
             "from torch import cuda",
             "import torch.cuda",
             "import torch.cuda.nvtx as nvtx",
+            "getattr(torch, 'cuda').synchronize()",
+            "from runtime.platforms import current_platform as p\nif p.is_cuda(): pass",
+            "from runtime.platforms import current_platform as p\nif p.is_out_of_tree(): pass",
+            "from runtime import platforms\nx = platforms.current_platform.is_cuda_alike",
+            "def f(tensor): return tensor.is_mps",
+            "def f(platform): return getattr(platform, 'is_rocm')()",
+            "from somewhere import is_npu",
+            "if is_hip(): pass",
+            "import torch\ntorch.version.hip",
+            "import torch\ntorch.accelerator.synchronize()",
+            "import torch\ntorch.get_device_module().synchronize()",
         ],
     )
     def test_a_device_named_outside_platforms_is_found(self, tree: Path, source: str) -> None:

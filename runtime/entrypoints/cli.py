@@ -1,4 +1,4 @@
-"""The command line: `python -m runtime generate`."""
+"""The command line: `python -m runtime generate` and `python -m runtime platform`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from runtime import config
 from runtime.core.errors import EngineError
 from runtime.core.sampling_params import SamplingParams
 from runtime.entrypoints import engine
+from runtime.plugins import bootstrap
 
 DEFAULT_PROMPT: Final = "If the argument is"
 
@@ -85,6 +86,16 @@ def _parser() -> argparse.ArgumentParser:
         help="load this plugin module in every process; may be given several times",
     )
     generate.add_argument("--json", action="store_true", help="print one JSON object when all is done")
+    platform = commands.add_parser(
+        "platform",
+        help="say what the runtime would run on",
+        description="Say which platform was chosen and what it says of its device.",
+    )
+    platform.set_defaults(run=_platform)
+    platform.add_argument(
+        "--check", action="store_true", help="multiply matrices on the device and compare with the host"
+    )
+    platform.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
@@ -110,6 +121,35 @@ def _generate(parsed: argparse.Namespace) -> int:
         if any(hooks.values()):
             print(f"\n{hookery.format_table(hooks)}")
     return 0
+
+
+def _platform(parsed: argparse.Namespace) -> int:
+    with bootstrap.building(()):
+        from runtime.platforms import report as platform_report  # after the hooks: it brings torch
+
+        report = platform_report.describe()
+        if parsed.check:
+            report["check"] = platform_report.check()
+    if parsed.json:
+        print(json.dumps(report))
+        return 0
+    check = report.pop("check", None)
+    width = max(map(len, report))
+    for name, value in report.items():
+        shown = f"{value / 2**30:.1f} GiB" if name.endswith("_memory") and type(value) is int else _in_words(value)
+        print(f"{name.replace('_', ' '):{width}}  {shown}")
+    if check is not None:
+        print(
+            f"check: the device's float32 product is the host's to {check['max_relative_error']:.1e},"
+            f" {check['milliseconds']:.2f} ms with the copy"
+        )
+    return 0
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return {None: "not known", True: "yes", False: "no"}.get(value, str(value))
 
 
 def _print_stream(served: engine.Engine, prompts: Sequence[str], params: SamplingParams) -> int:

@@ -58,7 +58,7 @@ class Engine:
     Args:
         model: a local directory in the Hugging Face layout; the embedded model by default.
         dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
-        max_running_requests: rows of a batch at most.
+        max_running_requests: rows of a batch at most; the platform's default by default, as for the next.
         max_prefill_tokens: prompt tokens of one step at most.
         context_length: tokens of prompt and output together; the model's own by default.
         max_total_tokens: KV slots of the pool; as many as are useful and fit the memory by default.
@@ -68,6 +68,7 @@ class Engine:
         EngineError: the model or the arguments cannot be used (`ModelLoadError`, `ConfigError`), or the scheduler
             ended while it was starting (`EngineDeadError`).
         hookery.HookError: a plugin fails to load, or a hook cannot be applied, here or in the scheduler.
+        PlatformError: a platform plugin fails, or several are active.
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class Engine:
         model: str | os.PathLike[str] = EMBEDDED_MODEL,
         *,
         dtype: str = "auto",
-        max_running_requests: int = 64,
-        max_prefill_tokens: int = 4096,
+        max_running_requests: int | None = None,
+        max_prefill_tokens: int | None = None,
         context_length: int | None = None,
         max_total_tokens: int | None = None,
         plugins: Sequence[str] = (),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from runtime.platforms.multi_platform import MultiPlatformOp
+
 
 @dataclass(frozen=True)
 class RopeConfig:
@@ -59,7 +61,7 @@ def inverse_frequencies(config: RopeConfig, head_dim: int) -> torch.Tensor:
     return torch.where(wavelen < high_freq_wavelen, inv_freq, out)
 
 
-class RotaryEmbedding:
+class RotaryEmbedding(MultiPlatformOp):
     """Rotates queries and keys by their position; one table serves all layers of a model.
 
     Attributes:
@@ -81,7 +83,12 @@ class RotaryEmbedding:
         cos, sin = self.cos_sin.index_select(0, positions).split_with_sizes((1, 1), dim=1)
         return cos, sin
 
-    def apply(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """`forward_native`, as the platform does it."""
+        result: torch.Tensor = getattr(self, self._forward_name or self.resolve_forward())(x, cos, sin)
+        return result
+
+    def forward_native(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Rotate [T, heads, head_dim] by what `gather` returned; queries and keys go in one call, side by side."""
         # Rolling by half a head swaps its halves; the sign that the swap lacks is in the table.
         return torch.addcmul(x * cos, x.roll(self.half_dim, -1), sin)

@@ -62,8 +62,8 @@ class Scheduler:
         self.policy = batch_policy.BatchPolicy(
             context_length=self.limits.context_length,
             max_total_tokens=self.limits.max_total_tokens,
-            max_running_requests=server_args.max_running_requests,
-            max_prefill_tokens=server_args.max_prefill_tokens,
+            max_running_requests=self.model_runner.max_running_requests,
+            max_prefill_tokens=self.model_runner.max_prefill_tokens,
         )
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
@@ -122,7 +122,7 @@ class Scheduler:
         """Forward and sample: the next token of every request of the batch."""
         forward_batch = self.model_runner.prepare_forward_batch(batch.extends, batch.decodes)
         logits = self.model_runner.forward(forward_batch)
-        sampling_batch = sampler.SamplingBatch.from_requests(batch.requests, self.model_runner.device)
+        sampling_batch = sampler.SamplingBatch.from_requests(batch.requests)
         return self.model_runner.sample(logits, sampling_batch)
 
     def process_batch_result(self, batch: ScheduleBatch, next_token_ids: list[int]) -> None:

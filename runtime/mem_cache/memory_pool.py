@@ -6,12 +6,25 @@ that padding reads from and writes to.
 
 from __future__ import annotations
 
+import enum
 from abc import ABC, abstractmethod
+from typing import Literal, overload
 
 import torch
 
 from runtime import platforms
-from runtime.core.errors import EngineError
+from runtime.core.errors import ConfigError, EngineError
+
+
+class AttentionKind(enum.Enum):
+    """Kinds of attention, by what they keep of a token."""
+
+    MHA = "mha"
+    """Keys and values of each head: multi-head and grouped-query attention."""
+    MLA = "mla"
+    """One compressed vector: multi-head latent attention."""
+    NSA = "nsa"
+    """MLA with an index of what is worth attending to: native sparse attention."""
 
 
 class ReqToTokenPool:
@@ -146,16 +159,37 @@ class MHATokenToKVPool(KVCache):
         self.v_buffer[layer_id].index_copy_(0, loc, v)
 
 
-def resolve_mha_kv_pool_cls() -> type[MHATokenToKVPool]:
-    """The pool class of the current platform.
+IN_TREE_KV_POOLS: dict[AttentionKind, type[KVCache]] = {AttentionKind.MHA: MHATokenToKVPool}
+"""The pools that the runtime has itself; the platform's must be a subclass where there is one."""
+
+
+@overload
+def resolve_kv_pool_cls(kind: Literal[AttentionKind.MHA]) -> type[MHATokenToKVPool]: ...
+@overload
+def resolve_kv_pool_cls(kind: AttentionKind) -> type[KVCache]: ...
+def resolve_kv_pool_cls(kind: AttentionKind) -> type[KVCache]:
+    """The pool class for one kind of attention: the current platform's or, if it brings none, the in-tree one.
 
     Raises:
-        ConfigError: the platform's class cannot be imported or is no subclass of `MHATokenToKVPool`.
+        ConfigError: the platform's class cannot be imported or is of the wrong kind, or there is no class at all.
     """
-    chosen = platforms.current_platform.get_mha_kv_pool_cls()
-    if chosen is None:
-        return MHATokenToKVPool
-    return platforms.resolve_class(chosen, MHATokenToKVPool, "KV pool from get_mha_kv_pool_cls")
+    platform = platforms.current_platform
+    if kind is AttentionKind.MHA:
+        chosen, factory = platform.get_mha_kv_pool_cls(), "get_mha_kv_pool_cls"
+    elif kind is AttentionKind.MLA:
+        chosen, factory = platform.get_mla_kv_pool_cls(), "get_mla_kv_pool_cls"
+    else:
+        chosen, factory = platform.get_nsa_kv_pool_cls(), "get_nsa_kv_pool_cls"
+    in_tree = IN_TREE_KV_POOLS.get(kind)
+    if chosen is not None:
+        base: type[KVCache] = in_tree or KVCache
+        return platforms.resolve_class(chosen, base, f"KV pool from {factory}")
+    if in_tree is None:
+        raise ConfigError(
+            f"there is no KV pool for {kind.value.upper()} attention: the runtime has none, and platform"
+            f" {platform.device_name} brings none ({factory} returned None)"
+        )
+    return in_tree
 
 
 def create_kv_pool(
@@ -168,12 +202,12 @@ def create_kv_pool(
     layer_num: int,
     device: torch.device,
 ) -> MHATokenToKVPool:
-    """Make the KV pool of the current platform; the arguments are those of `MHATokenToKVPool`.
+    """Make the KV pool of the current platform for multi-head attention; the arguments are those of `MHATokenToKVPool`.
 
     Raises:
         ConfigError: the platform's class cannot be imported or is no subclass of `MHATokenToKVPool`.
     """
-    return resolve_mha_kv_pool_cls()(
+    return resolve_kv_pool_cls(AttentionKind.MHA)(
         size=size,
         page_size=page_size,
         dtype=dtype,

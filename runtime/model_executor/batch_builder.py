@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from runtime import platforms
 from runtime.core.errors import EngineError
 from runtime.core.forward_batch import ForwardBatch, ForwardMode
 from runtime.core.request import Request
@@ -23,6 +24,7 @@ class BatchBuilder:
         self.req_to_token_pool = req_to_token_pool
         self.allocator = allocator
         self.device = device
+        self.pin_memory = platforms.current_platform.is_pin_memory_available()
 
     def build(self, extends: Sequence[Request], decodes: Sequence[Request]) -> ForwardBatch:
         """The forward pass that brings every given request up to date, extends first.
@@ -132,6 +134,8 @@ class BatchBuilder:
         return batch
 
     def _tensor(self, values: Sequence[int | None]) -> torch.Tensor:
+        if self.pin_memory:  # the copy then runs while the host assembles the next tensor
+            return torch.tensor(values, dtype=torch.int64, pin_memory=True).to(self.device, non_blocking=True)
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
 

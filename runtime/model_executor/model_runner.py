@@ -19,6 +19,7 @@ from runtime.core.forward_batch import ForwardBatch
 from runtime.core.request import Request
 from runtime.layers.attention.base import AttentionBackend
 from runtime.model_executor.batch_builder import BatchBuilder
+from runtime.model_executor.graph_runner import GraphRunner
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,9 @@ class ModelRunner:
     """Everything between a scheduler and a device.
 
     Attributes:
-        server_args: the resolved arguments.
+        server_args: the resolved arguments, the platform's defaults filled in.
+        max_running_requests: requests in one batch at most.
+        max_prefill_tokens: prompt tokens in one forward pass at most.
         device: where the model runs.
         dtype: dtype of weights, activations and KV cache.
         model, model_config: the loaded model and its configuration.
@@ -43,6 +46,7 @@ class ModelRunner:
         max_total_tokens: KV slots there are.
         req_to_token_pool, token_to_kv_pool, token_to_kv_pool_allocator: the pools.
         attention_backend: the platform's, shared by all layers.
+        graph_runner: what replays recorded steps; None where every step runs as it is written.
 
     Raises:
         ConfigError: an argument is out of range or does not fit the model or the platform.
@@ -51,28 +55,42 @@ class ModelRunner:
     """
 
     def __init__(self, server_args: ServerArgs) -> None:
-        self.server_args = server_args.resolve()
         platform = platforms.current_platform
-        self.device = platform.get_device(0)
-        if self.server_args.random_seed is not None:
-            platforms.current_platform.seed_everything(self.server_args.random_seed)
+        capabilities = platform.capabilities
+        self.server_args = server_args.with_platform_defaults()
+        assert self.server_args.max_running_requests is not None, "checked above"
+        assert self.server_args.max_prefill_tokens is not None, "checked above"
+        self.max_running_requests = self.server_args.max_running_requests
+        self.max_prefill_tokens = self.server_args.max_prefill_tokens
         _, self.model_config = loader.load_config(self.server_args.model)
         self.dtype = loader.resolve_dtype(self.server_args.dtype, self.model_config, self.server_args.model)
-        if self.dtype not in platform.supported_dtypes:
-            supported = ", ".join(str(dtype) for dtype in platform.supported_dtypes)
-            raise ConfigError(f"dtype {self.dtype} is not supported on {platform.device_name}: use one of {supported}")
+        if str(self.dtype).removeprefix("torch.") not in capabilities.dtypes:
+            raise ConfigError(
+                f"dtype {self.dtype} is not supported on {platform.device_name}: use one of"
+                f" {', '.join(capabilities.dtypes)}"
+            )
+        graph_runner_cls = self._graph_runner_cls(capabilities)
+        self.kv_pool_cls = memory_pool.resolve_kv_pool_cls(self.model_config.attention_kind)
+        platform.init_backend()
+        self.device = platform.get_device(0)
+        platform.set_device(self.device)
+        if self.server_args.random_seed is not None:
+            platform.seed_everything(self.server_args.random_seed)
         self.context_length = self._resolve_context_length()
         self.eos_token_ids = self.model_config.eos_token_ids
         self.vocab_size = self.model_config.vocab_size
         self.model, _ = loader.load_model(self.server_args.model, self.dtype, self.device)
+        platform.post_load_model(self.model)
         self.max_total_tokens = self._resolve_max_total_tokens()
         try:
             self._create_pools()
         except RuntimeError as error:  # torch says so when it cannot allocate
             raise PlatformError(
-                f"no memory for {self.server_args.max_running_requests} requests of {self.context_length} tokens and"
+                f"no memory for {self.max_running_requests} requests of {self.context_length} tokens and"
                 f" {self.max_total_tokens} KV slots; lower max_running_requests or max_total_tokens"
+                f" (torch: {' '.join(str(error).split())[:200]})"
             ) from error
+        self.graph_runner = None if graph_runner_cls is None else graph_runner_cls(self)
         logger.info(
             "%s on %s (%.1f GiB, %.1f GiB in use): %s, context of %d tokens, %d KV slots",
             self.server_args.model,
@@ -95,14 +113,32 @@ class ModelRunner:
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """[B, vocab] logits after the last token of each row, in the model's dtype."""
         with platforms.current_platform.inference_mode():
-            self.attention_backend.init_forward_metadata(batch)
-            hidden_states = self.model.forward(batch.input_ids, batch.positions, self.attention_backend)
-            return self.model.compute_logits(logits_processor.last_hidden_states(hidden_states, batch))
+            if self.graph_runner is not None and self.graph_runner.can_run(batch):
+                return self.graph_runner.replay(batch)
+            return self.forward_eager(batch)
+
+    def forward_eager(self, batch: ForwardBatch) -> torch.Tensor:
+        """[B, vocab] logits as `forward` gives them, computed operation by operation."""
+        self.attention_backend.init_forward_metadata(batch)
+        hidden_states = self.model.forward(batch.input_ids, batch.positions, self.attention_backend)
+        return self.model.compute_logits(logits_processor.last_hidden_states(hidden_states, batch))
 
     def sample(self, logits: torch.Tensor, sampling_batch: sampler.SamplingBatch) -> list[int]:
         """One token id per row of `logits` ([B, vocab]); waits for the device."""
         with platforms.current_platform.inference_mode():
             return sampler.sample(logits, sampling_batch).tolist()
+
+    def _graph_runner_cls(self, capabilities: platforms.PlatformCapabilities) -> type[GraphRunner] | None:
+        chosen = platforms.current_platform.get_graph_runner_cls()
+        if chosen is None:
+            return None
+        if not capabilities.graph_capture:
+            raise ConfigError(
+                f"platform {platforms.current_platform.device_name} has a graph runner (get_graph_runner_cls) but does"
+                " not declare graph_capture in its capabilities"
+            )
+        what = "graph runner from get_graph_runner_cls"
+        return platforms.resolve_class(chosen, GraphRunner, what)  # type: ignore[type-abstract]
 
     def _resolve_context_length(self) -> int:
         limit = self.model_config.max_position_embeddings
@@ -113,7 +149,7 @@ class ModelRunner:
 
     def _resolve_max_total_tokens(self) -> int:
         """KV slots: what was asked for or what memory allows, and never more than all requests can fill."""
-        bytes_per_token = memory_pool.resolve_mha_kv_pool_cls().bytes_per_token(
+        bytes_per_token = self.kv_pool_cls.bytes_per_token(
             dtype=self.dtype,
             head_num=self.model_config.num_key_value_heads,
             head_dim=self.model_config.head_dim,
@@ -125,7 +161,7 @@ class ModelRunner:
         free, _ = platforms.current_platform.get_available_memory()
         budget = int(free * MEMORY_FRACTION) // bytes_per_token - PAGE_SIZE
         asked = self.server_args.max_total_tokens
-        useful = self.server_args.max_running_requests * self.context_length
+        useful = self.max_running_requests * self.context_length
         if asked is not None and min(asked, useful) > budget:
             raise ConfigError(
                 f"max_total_tokens={asked} needs {asked * bytes_per_token / 2**30:.1f} GiB, "
@@ -137,9 +173,7 @@ class ModelRunner:
 
     def _create_pools(self) -> None:
         config = self.model_config
-        self.req_to_token_pool = memory_pool.ReqToTokenPool(
-            self.server_args.max_running_requests, self.context_length, self.device
-        )
+        self.req_to_token_pool = memory_pool.ReqToTokenPool(self.max_running_requests, self.context_length, self.device)
         self.token_to_kv_pool = memory_pool.create_kv_pool(
             size=self.max_total_tokens,
             page_size=PAGE_SIZE,

@@ -12,10 +12,11 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from runtime.core.errors import ModelLoadError
 from runtime.layers.rotary import ROPE_TYPES, RopeConfig
+from runtime.mem_cache.memory_pool import AttentionKind
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
@@ -104,6 +105,7 @@ class LlamaConfig:
     """A Llama-architecture model.
 
     Attributes:
+        attention_kind: which kind of KV pool it needs.
         vocab_size: rows of the token table.
         hidden_size: width of the residual stream.
         intermediate_size: width of the feed-forward layer.
@@ -121,6 +123,8 @@ class LlamaConfig:
         eos_token_ids: tokens that end a sequence; may be empty.
         bos_token_id: token that begins one, or None.
     """
+
+    attention_kind: ClassVar[Literal[AttentionKind.MHA]] = AttentionKind.MHA
 
     vocab_size: int
     hidden_size: int

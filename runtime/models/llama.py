@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-import runtime.layers.activation as activation
+from runtime.layers.activation import SiluAndMul
 from runtime.layers.attention.base import AttentionBackend
 from runtime.layers.layernorm import RMSNorm
 from runtime.layers.linear import Linear, MergedLinear
@@ -41,7 +41,7 @@ class LlamaAttention:
         heads, kv_heads = self.num_heads, self.num_kv_heads
         qkv = self.qkv_proj.forward(hidden_states).view(-1, heads + 2 * kv_heads, self.head_dim)
         qk, v = qkv.split_with_sizes((heads + kv_heads, kv_heads), dim=1)
-        q, k = rotary.apply(qk, cos, sin).split_with_sizes((heads, kv_heads), dim=1)
+        q, k = rotary.forward(qk, cos, sin).split_with_sizes((heads, kv_heads), dim=1)
         return self.o_proj.forward_add(attention_backend.forward(q, k, v, self.layer_id), residual)
 
 
@@ -51,12 +51,13 @@ class LlamaMLP:
     def __init__(self, config: LlamaConfig, dtype: torch.dtype, device: torch.device) -> None:
         hidden, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.gate_up_proj = MergedLinear(hidden, [width, width], bias=bias, dtype=dtype, device=device)
+        self.act_fn = SiluAndMul()
         self.down_proj = Linear(width, hidden, bias=bias, dtype=dtype, device=device)
 
     def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """[T, hidden] to [T, hidden], `residual` ([T, hidden]) added."""
         gate_up = self.gate_up_proj.forward(hidden_states)
-        return self.down_proj.forward_add(activation.silu_and_mul(gate_up), residual)
+        return self.down_proj.forward_add(self.act_fn.forward(gate_up), residual)
 
 
 class LlamaDecoderLayer:

@@ -2,38 +2,109 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import TYPE_CHECKING, TypeAlias
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+from runtime.platforms.classes import ClassRef
 from runtime.platforms.device_mixin import DeviceMixin
 
-if TYPE_CHECKING:
-    import torch
+ServerArgsT = TypeVar("ServerArgsT", bound=Any)
+"""The arguments of an engine: a frozen dataclass that lives below the platforms."""
 
-ClassRef: TypeAlias = "type | str | None"
-"""A class, its dotted name (so that a platform need not import what lies above it), or None for the in-tree class."""
+
+@dataclass(frozen=True)
+class PlatformCapabilities:
+    """What a platform can do. Read before anything is constructed; what is not declared is not used.
+
+    Attributes:
+        dtypes: torch names of the dtypes a model may run in.
+        float64: the device computes in double precision. Where it does not, random draws are made on the host.
+        graph_capture: a step can be recorded and replayed; needed for a graph runner.
+    """
+
+    dtypes: tuple[str, ...] = ("float32",)
+    float64: bool = False
+    graph_capture: bool = False
+
+
+def fill_open(server_args: ServerArgsT, **values: object) -> ServerArgsT:
+    """`server_args` with each of `values` in the place of an argument that is None."""
+    open_ones = {name: value for name, value in values.items() if getattr(server_args, name) is None}
+    return dataclasses.replace(server_args, **open_ones)
 
 
 class SRTPlatform(DeviceMixin):
     """A platform of the serving runtime.
 
     In-tree and out-of-tree platforms go through the same methods; the core never asks which one it has. A factory
-    that returns a class promises a subclass of the in-tree one, called with the same arguments.
+    that returns a class promises a subclass of the in-tree one, called with the same arguments. A scheduler reads
+    `capabilities` first, then calls `apply_server_args_defaults` and asks which graph runner and KV pool there are, all
+    of it before anything is made; then comes `init_backend`, the device, the model, `post_load_model`, the pools, the
+    attention backend and the graph runner.
     """
 
     @property
-    @abstractmethod
-    def supported_dtypes(self) -> tuple[torch.dtype, ...]:
-        """Dtypes a model may run in, the preferred one first."""
+    def capabilities(self) -> PlatformCapabilities:
+        """What this platform can do; the least there is unless it says more."""
+        return PlatformCapabilities()
 
-    @abstractmethod
+    def init_backend(self) -> None:
+        """Prepare the process, before the device is used.
+
+        Sets products of float32 matrices to be computed in float32, so that a model's output does not depend on the
+        device it runs on: an environment variable or a plugin may have allowed less.
+        """
+        import torch  # this module is read by processes that never compute
+
+        torch.set_float32_matmul_precision("highest")
+
+    def apply_server_args_defaults(self, server_args: ServerArgsT) -> ServerArgsT:
+        """`server_args` with values for the arguments that were left open (None); what was given stays.
+
+        A platform with values of its own fills them in and then calls this one: see `fill_open`.
+        """
+        return fill_open(server_args, max_running_requests=64, max_prefill_tokens=4096)
+
+    def get_dispatch_key(self) -> str:
+        """Which `forward_<key>` of a `MultiPlatformOp` this platform runs; `forward_native` where an op has none."""
+        return self.device_name
+
     def get_default_attention_backend(self) -> type | str:
-        """The `AttentionBackend` to use, as a class or a dotted name."""
+        """The `AttentionBackend` to use, as a class or a dotted name; one written in torch operations by default."""
+        return "runtime.layers.attention.torch_backend.TorchAttentionBackend"
 
     def get_mha_kv_pool_cls(self) -> ClassRef:
         """The KV pool for multi-head attention: a subclass of `MHATokenToKVPool`, or None for that class itself."""
         return None
 
+    def get_mla_kv_pool_cls(self) -> ClassRef:
+        """The KV pool for multi-head latent attention: a subclass of `KVCache`, or None if this platform has none."""
+        return None
+
+    def get_nsa_kv_pool_cls(self) -> ClassRef:
+        """The KV pool for native sparse attention: a subclass of `KVCache`, or None if this platform has none."""
+        return None
+
     def get_paged_allocator_cls(self) -> ClassRef:
         """The KV slot allocator: a subclass of `TokenToKVPoolAllocator`, or None for that class itself."""
         return None
+
+    def get_graph_runner_cls(self) -> ClassRef:
+        """What replays recorded steps: a subclass of `GraphRunner`, or None to run every step as it is written.
+
+        Only a platform that declares `capabilities.graph_capture` may have one.
+        """
+        return None
+
+    def get_compile_backend(self) -> str | Callable[..., Any]:
+        """What `torch.compile` takes as `backend` on this platform."""
+        return "inductor"
+
+    def post_load_model(self, model: Any) -> None:
+        """Change the model after its weights are loaded, into a layout the device prefers for instance.
+
+        Args:
+            model: a model of `runtime.models`, on the device.
+        """

@@ -7,16 +7,22 @@ process, because a hook that silently does not run is worse than no service.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 
 import hookery
+import hookery.plugins
 from hookery.processes import not_inherited
+from runtime import platforms
 
 
 def load_process_plugins(modules: Sequence[str]) -> None:
     """Load the installed plugins and the named plugin modules, and apply their hooks.
+
+    Plugins that a distribution ships beside a platform which is not selected are left out: they are for other hardware.
 
     Args:
         modules: plugin modules to load beside the installed ones, by dotted name.
@@ -24,14 +30,50 @@ def load_process_plugins(modules: Sequence[str]) -> None:
     Raises:
         hookery.HookError: a plugin fails to load, or a hook cannot be applied; in a child process also one that the
             process that started it has, and that has not arrived.
+        PlatformError: a platform plugin that is asked which platform to use fails.
     """
     # A step takes milliseconds and a counted call well under a microsecond: the listing can always say how often.
     hookery.registry.counting = True
     # A child process has the hooks of the one that started it already: then this loads what is left, which is nothing.
-    hookery.load_plugins(modules=modules, strict=True)
+    hookery.load_plugins(modules=modules, names=plugin_names(), strict=True)
     failures = not_inherited()
     if failures:
         raise hookery.HookApplyError("; ".join(map(str, failures)))
+
+
+def plugin_names() -> list[str] | None:
+    """The installed hook plugins to load, by entry-point name; None for all that `HOOKERY_PLUGINS` allows.
+
+    Raises:
+        hookery.PluginError: `HOOKERY_PLUGINS` names a plugin that belongs to a platform which is not selected, or a
+            plugin to be loaded has the same name as one that is not.
+        PlatformError: as `platforms.unselected_distributions`.
+    """
+    unselected = platforms.unselected_distributions()
+    left_out: dict[str, str] = {}
+    names = []
+    for entry in entry_points(group=hookery.plugins.ENTRY_POINT_GROUP) if unselected else ():
+        distribution = entry.dist.name if entry.dist is not None else ""
+        if distribution in unselected:
+            left_out[entry.name] = distribution
+        else:
+            names.append(entry.name)
+    if not left_out:
+        return None
+    allow_list = os.environ.get(hookery.plugins.ALLOW_LIST_VARIABLE)
+    wanted = names if allow_list is None else [name.strip() for name in allow_list.split(",") if name.strip()]
+    for name in wanted:
+        if name in left_out and name not in names:
+            raise hookery.PluginError(
+                f"{hookery.plugins.ALLOW_LIST_VARIABLE} asks for the plugin {name!r} of {left_out[name]}, which belongs"
+                f" to a platform that is not selected; select it with {platforms.PLATFORM_ENV}"
+            )
+        if name in left_out:
+            raise hookery.PluginError(
+                f"the plugin name {name!r} is used by {left_out[name]}, whose platform is not selected, and by another"
+                " distribution: one of them has to be uninstalled"
+            )
+    return None if allow_list is not None else names
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 The order and the kept sets are those of transformers' `TemperatureLogitsWarper`, `TopKLogitsWarper` and
 `TopPLogitsWarper`. Each row draws one number from its request's own generator, so that what a request gets does not
-depend on who shares its batch.
+depend on who shares its batch. Generators live on the host, so that it does not depend on the kind of device either.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
+from runtime import platforms
 from runtime.core.request import Request
 from runtime.core.sampling_params import MAX_SEED
+from runtime.platforms.multi_platform import MultiPlatformOp
 
 
 @dataclass
@@ -33,16 +35,14 @@ class SamplingBatch:
     generators: list[torch.Generator | None]
 
     @classmethod
-    def from_requests(cls, requests: Sequence[Request], device: torch.device) -> SamplingBatch:
+    def from_requests(cls, requests: Sequence[Request]) -> SamplingBatch:
         """The rows of `requests`, in order; a request that draws for the first time is given its generator."""
         params = [request.sampling_params for request in requests]
         return cls(
             temperature=[p.temperature for p in params],
             top_p=[p.top_p for p in params],
             top_k=[p.top_k for p in params],
-            generators=[
-                None if p.is_greedy else request_generator(r, device) for p, r in zip(params, requests, strict=True)
-            ],
+            generators=[None if p.is_greedy else request_generator(r) for p, r in zip(params, requests, strict=True)],
         )
 
     @property
@@ -51,14 +51,14 @@ class SamplingBatch:
         return not any(self.temperature)
 
 
-def request_generator(request: Request, device: torch.device) -> torch.Generator:
-    """The request's own generator, seeded with its seed or, without one, from the process's default generator."""
+def request_generator(request: Request) -> torch.Generator:
+    """The request's own generator, on the host: seeded with its seed or, without one, from the default generator."""
     generator: torch.Generator | None = request.generator
     if generator is None:
         seed = request.sampling_params.seed
         if seed is None:
             seed = int(torch.randint(MAX_SEED, ()))
-        generator = torch.Generator(device=device)
+        generator = torch.Generator(device="cpu")
         generator.manual_seed(seed)
         request.generator = generator
     return generator
@@ -102,7 +102,7 @@ def probabilities(logits: torch.Tensor, temperature: list[float], top_k: list[in
     if any(top_k):
         scores = keep_top_k(scores, top_k)
     if min(top_p) < 1.0:
-        scores = keep_top_p(scores, top_p)
+        scores = keep_top_p.forward(scores, top_p)
     return scores.softmax(dim=-1)
 
 
@@ -119,30 +119,37 @@ def keep_top_k(scores: torch.Tensor, top_k: list[int]) -> torch.Tensor:
     return scores.masked_fill(scores < threshold, -torch.inf)
 
 
-def keep_top_p(scores: torch.Tensor, top_p: list[float]) -> torch.Tensor:
-    """[N, V] scores with -inf outside each row's smallest set of best tokens whose probability reaches `top_p`."""
-    ascending, order = scores.sort(dim=-1)
-    cumulative = ascending.softmax(dim=-1).cumsum_(dim=-1)
-    # Counted from the worst token up: what lies at or below 1 - p is not needed to reach p. p = 1 keeps everything,
-    # tokens of probability 0 included, which the comparison alone would drop.
-    drop = cumulative <= _column([1.0 - p if p < 1.0 else -1.0 for p in top_p], scores)
-    drop[:, -1] = False
-    return scores.masked_fill(torch.zeros_like(drop).scatter_(-1, order, drop), -torch.inf)
+class KeepTopP(MultiPlatformOp):
+    """Nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751): the smallest set of best tokens with a given mass."""
+
+    def forward_native(self, scores: torch.Tensor, top_p: list[float]) -> torch.Tensor:
+        """[N, V] scores with -inf outside each row's smallest set of best tokens whose probability reaches `top_p`."""
+        ascending, order = scores.sort(dim=-1)
+        cumulative = ascending.softmax(dim=-1).cumsum_(dim=-1)
+        # Counted from the worst token up: what lies at or below 1 - p is not needed to reach p. p = 1 keeps
+        # everything, tokens of probability 0 included, which the comparison alone would drop.
+        drop = cumulative <= _column([1.0 - p if p < 1.0 else -1.0 for p in top_p], scores)
+        drop[:, -1] = False
+        return scores.masked_fill(torch.zeros_like(drop).scatter_(-1, order, drop), -torch.inf)
+
+
+keep_top_p = KeepTopP()
 
 
 def draw(probs: torch.Tensor, generators: Sequence[torch.Generator | None]) -> torch.Tensor:
     """[N] int64 tokens, row i drawn from `probs[i]` ([N, V]) with one number of `generators[i]`."""
+    device = probs.device
+    if not platforms.current_platform.capabilities.float64:
+        probs = probs.to("cpu")
     # Inverse of the cumulative distribution, in double so that a large vocabulary loses no mass to rounding.
     cumulative = probs.double().cumsum_(dim=-1)
-    uniforms = [
-        torch.rand(1, generator=generator, dtype=torch.float64, device=probs.device) for generator in generators
-    ]
-    target = torch.stack(uniforms) * cumulative[:, -1:]
+    uniforms = [torch.rand(1, generator=generator, dtype=torch.float64, device="cpu") for generator in generators]
+    target = torch.stack(uniforms).to(cumulative.device) * cumulative[:, -1:]
     # The first token whose cumulative probability exceeds the target; a token of probability 0 exceeds nothing that
     # the token before it does not. Where a device's generator can yield 1, nothing exceeds the target and the last
     # possible token is meant.
     last_possible = (cumulative < cumulative[:, -1:]).sum(dim=-1, keepdim=True)
-    return torch.searchsorted(cumulative, target, right=True).minimum(last_possible).squeeze(-1)
+    return torch.searchsorted(cumulative, target, right=True).minimum(last_possible).squeeze(-1).to(device)
 
 
 def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:

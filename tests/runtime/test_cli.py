@@ -407,3 +407,43 @@ def test_no_command_and_unknown_flags_show_the_usage() -> None:
     assert done.returncode == 2
     assert "usage: python -m runtime" in done.stderr
     assert generate("--no-such-flag").returncode == 2
+
+
+def show_platform(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "runtime", "platform", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**environment(), "RUNTIME_PLATFORM": "cpu", **changes},
+        check=False,
+    )
+
+
+def test_the_platform_is_shown_for_people_and_for_programs() -> None:
+    shown = show_platform()
+    assert (shown.returncode, shown.stderr) == (0, "")
+    rows = dict(line.split("  ", 1) for line in shown.stdout.splitlines())
+    report = json.loads(show_platform("--json").stdout)
+    assert {name.replace("_", " ") for name in report} == {name.strip() for name in rows}
+    assert report["platform"] == report["device"] == "cpu"
+    assert report["class"] == "runtime.platforms.cpu.CpuSRTPlatform"
+    assert report["dtypes"] == ["float32", "bfloat16", "float16"]
+    assert 0 < report["used_memory"] < report["free_memory"] <= report["total_memory"]
+    assert "check" not in report
+
+
+def test_the_device_is_checked_against_the_host() -> None:
+    assert show_platform("--check").stdout.splitlines()[-1].startswith("check: the device's float32 product is the")
+    check = json.loads(show_platform("--check", "--json").stdout)["check"]
+    assert 0 <= check["max_relative_error"] < 1e-5
+    assert check["milliseconds"] > 0
+
+
+def test_a_platform_that_is_not_there_is_one_line() -> None:
+    shown = show_platform(RUNTIME_PLATFORM="musa")
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert shown.stderr == (
+        "error: RUNTIME_PLATFORM='musa': torch sees no such device on this host; unset RUNTIME_PLATFORM to run on what"
+        " there is\n"
+    )

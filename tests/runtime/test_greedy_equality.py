@@ -32,7 +32,7 @@ def step(runner: ModelRunner, extends: list[Request], decodes: list[Request]) ->
     """One forward and sample; returns the logits."""
     rows = [*extends, *decodes]
     logits = runner.forward(runner.prepare_forward_batch(extends, decodes))
-    tokens = runner.sample(logits, SamplingBatch.from_requests(rows, runner.device))
+    tokens = runner.sample(logits, SamplingBatch.from_requests(rows))
     for request, token in zip(rows, tokens, strict=True):
         request.append_token(token, runner.eos_token_ids, runner.context_length)
     return logits

@@ -8,7 +8,14 @@ from pytest_mock import MockerFixture
 
 from runtime import platforms
 from runtime.core.errors import ConfigError, EngineError
-from runtime.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool, create_kv_pool
+from runtime.mem_cache.memory_pool import (
+    AttentionKind,
+    KVCache,
+    MHATokenToKVPool,
+    ReqToTokenPool,
+    create_kv_pool,
+    resolve_kv_pool_cls,
+)
 
 CPU = torch.device("cpu")
 
@@ -122,3 +129,30 @@ def test_a_wrong_pool_class_is_refused_by_hook_and_name(mocker: MockerFixture, v
         make_pool()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class LatentPool(KVCache):
+    """Stands for a platform's pool for another kind of attention."""
+
+
+@pytest.mark.parametrize("kind", [AttentionKind.MLA, AttentionKind.NSA])
+class TestKindsWithoutAnInTreePool:
+    def test_the_platforms_pool_is_taken(self, kind: AttentionKind, mocker: MockerFixture) -> None:
+        factory = f"get_{kind.value}_kv_pool_cls"
+        for value in (LatentPool, f"{__name__}:LatentPool"):
+            mocker.patch.object(type(platforms.current_platform), factory, return_value=value)
+            assert resolve_kv_pool_cls(kind).__name__ == "LatentPool"
+        assert resolve_kv_pool_cls(AttentionKind.MHA) is MHATokenToKVPool
+
+    def test_one_that_is_no_pool_is_refused(self, kind: AttentionKind, mocker: MockerFixture) -> None:
+        factory = f"get_{kind.value}_kv_pool_cls"
+        mocker.patch.object(type(platforms.current_platform), factory, return_value=ForeignPool)
+        with pytest.raises(
+            ConfigError, match=rf"KV pool from {factory}: .*ForeignPool must be a subclass of .*KVCache"
+        ):
+            resolve_kv_pool_cls(kind)
+
+    def test_without_one_the_error_says_who_has_none(self, kind: AttentionKind) -> None:
+        message = rf"no KV pool for {kind.name} attention: .* platform cpu brings none \(get_{kind.value}_kv_pool_cls"
+        with pytest.raises(ConfigError, match=message):
+            resolve_kv_pool_cls(kind)

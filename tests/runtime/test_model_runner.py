@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +13,18 @@ from pytest_mock import MockerFixture
 from runtime import platforms
 from runtime.config import ServerArgs
 from runtime.core.errors import ConfigError, EngineError, PlatformError
+from runtime.core.forward_batch import ForwardBatch
 from runtime.core.request import Request
 from runtime.core.sampling_params import SamplingParams
 from runtime.layers.attention.torch_backend import TorchAttentionBackend
+from runtime.mem_cache import memory_pool
 from runtime.mem_cache.memory_pool import MHATokenToKVPool
+from runtime.model_executor.graph_runner import GraphRunner
 from runtime.model_executor.model_runner import ModelRunner
+from runtime.models import loader
+from runtime.platforms import PlatformCapabilities
+from runtime.platforms.cuda import CudaSRTPlatform
+from runtime.platforms.rocm import RocmSRTPlatform
 
 
 def make_runner(directory: Path, **args: object) -> ModelRunner:
@@ -61,7 +70,7 @@ def test_a_context_longer_than_the_model_was_made_for_is_refused(llama_checkpoin
 
 def test_a_dtype_the_platform_lacks_is_refused_before_loading(llama_checkpoint: Path, mocker: MockerFixture) -> None:
     cls = type(platforms.current_platform)
-    mocker.patch.object(cls, "supported_dtypes", new_callable=mocker.PropertyMock, return_value=(torch.float32,))
+    mocker.patch.object(cls, "capabilities", PlatformCapabilities(dtypes=("float32",)))
     load = mocker.patch("runtime.models.loader.load_model")
     with pytest.raises(ConfigError, match="bfloat16 is not supported on cpu"):
         make_runner(llama_checkpoint, dtype="bf16")
@@ -71,7 +80,13 @@ def test_a_dtype_the_platform_lacks_is_refused_before_loading(llama_checkpoint: 
 def test_every_device_operation_goes_through_the_platform(llama_checkpoint: Path, mocker: MockerFixture) -> None:
     cls = type(platforms.current_platform)
     names = (
+        "init_backend",
+        "apply_server_args_defaults",
+        "post_load_model",
+        "get_graph_runner_cls",
+        "is_pin_memory_available",
         "get_device",
+        "set_device",
         "get_device_name",
         "get_device_total_memory",
         "get_available_memory",
@@ -89,6 +104,154 @@ def test_every_device_operation_goes_through_the_platform(llama_checkpoint: Path
     runner.forward(runner.prepare_forward_batch([request(1, 2)], []))
     assert {name for name, spy in spies.items() if not spy.call_count} == set()
     spies["seed_everything"].assert_called_once_with(platforms.current_platform, 7)
+
+
+def test_capabilities_are_read_before_anything_is_made(llama_checkpoint: Path, mocker: MockerFixture) -> None:
+    cls = type(platforms.current_platform)
+    order: list[str] = []
+
+    def note(name: str, target: object, attribute: str) -> None:
+        real = getattr(target, attribute)
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            order.append(name)
+            return real(*args, **kwargs)
+
+        mocker.patch.object(target, attribute, noted)
+
+    declared = platforms.current_platform.capabilities
+    mocker.patch.object(
+        cls,
+        "capabilities",
+        property(lambda self: order.append("capabilities") or declared),  # type: ignore[func-returns-value]
+    )
+    for name in ("init_backend", "get_device", "post_load_model", "get_graph_runner_cls"):
+        note(name, cls, name)
+    note("model", loader, "load_model")
+    note("pool", memory_pool, "create_kv_pool")
+    note("attention", TorchAttentionBackend, "__init__")
+    make_runner(llama_checkpoint)
+    assert order[0] == "capabilities"
+    assert [name for name in order if name != "capabilities"] == [
+        *("get_graph_runner_cls", "init_backend", "get_device", "model", "post_load_model", "pool", "attention")
+    ]
+
+
+class Recorder(GraphRunner):
+    """Stands for a platform's graph runner: takes batches of one row."""
+
+    replayed = 0
+
+    def can_run(self, batch: ForwardBatch) -> bool:
+        return batch.batch_size == 1
+
+    def replay(self, batch: ForwardBatch) -> torch.Tensor:
+        self.replayed += 1
+        assert torch.is_inference_mode_enabled()
+        return self.model_runner.forward_eager(batch)
+
+
+def declare(mocker: MockerFixture, graph_capture: bool, value: object) -> None:
+    cls = type(platforms.current_platform)
+    capabilities = PlatformCapabilities(dtypes=("float32",), float64=True, graph_capture=graph_capture)
+    mocker.patch.object(cls, "capabilities", capabilities)
+    mocker.patch.object(cls, "get_graph_runner_cls", return_value=value)
+
+
+@pytest.mark.parametrize("value", [Recorder, f"{__name__}:Recorder"])
+def test_a_graph_runner_replays_the_batches_it_takes(
+    llama_checkpoint: Path, mocker: MockerFixture, value: object
+) -> None:
+    plain = make_runner(llama_checkpoint)
+    assert plain.graph_runner is None
+    declare(mocker, True, value)
+    runner = make_runner(llama_checkpoint)
+    assert isinstance(runner.graph_runner, GraphRunner)
+    for prompts, replayed in (([(1, 2)], 1), ([(1, 2), (3,)], 1)):
+        expected = plain.forward(plain.prepare_forward_batch([request(*prompt) for prompt in prompts], []))
+        got = runner.forward(runner.prepare_forward_batch([request(*prompt) for prompt in prompts], []))
+        assert torch.equal(got, expected)
+        assert vars(runner.graph_runner).get("replayed") == replayed
+
+
+@pytest.mark.parametrize(
+    ("graph_capture", "value", "message"),
+    [
+        (False, Recorder, "has a graph runner .* but does not declare graph_capture"),
+        (True, "collections.OrderedDict", "get_graph_runner_cls: collections.OrderedDict must be a subclass of"),
+    ],
+)
+def test_a_graph_runner_that_cannot_be_used_is_refused_before_anything_is_made(
+    llama_checkpoint: Path, mocker: MockerFixture, graph_capture: bool, value: object, message: str
+) -> None:
+    declare(mocker, graph_capture, value)
+    load = mocker.patch("runtime.models.loader.load_model")
+    with pytest.raises(ConfigError, match=message):
+        make_runner(llama_checkpoint)
+    load.assert_not_called()
+
+
+def test_the_model_is_the_platforms_to_change_after_loading(llama_checkpoint: Path, mocker: MockerFixture) -> None:
+    hook = mocker.patch.object(type(platforms.current_platform), "post_load_model")
+    runner = make_runner(llama_checkpoint)
+    hook.assert_called_once_with(runner.model)
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_host_tensors_are_page_locked_where_the_platform_can(
+    llama_checkpoint: Path, mocker: MockerFixture, pinned: bool
+) -> None:
+    mocker.patch.object(type(platforms.current_platform), "is_pin_memory_available", return_value=pinned)
+    runner = make_runner(llama_checkpoint)
+    real, asked = torch.tensor, []
+
+    def tensor(values: Any, *, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        asked.append(pin_memory)
+        return real(values, **kwargs)
+
+    mocker.patch.object(torch, "tensor", tensor)
+    batch = runner.prepare_forward_batch([request(1, 2, 3)], [])
+    assert batch.input_ids.tolist() == [1, 2, 3]
+    assert asked
+    assert set(asked) == {pinned}
+
+
+def test_open_arguments_get_the_platforms_defaults_and_given_ones_stay(
+    llama_checkpoint: Path, mocker: MockerFixture
+) -> None:
+    assert make_runner(llama_checkpoint).max_running_requests == 64
+    assert make_runner(llama_checkpoint).max_prefill_tokens == 4096
+    for cls, rows, tokens in ((CudaSRTPlatform, 256, 8192), (RocmSRTPlatform, 64, 4096)):
+        made = cls().apply_server_args_defaults(ServerArgs("x"))
+        assert (made.max_running_requests, made.max_prefill_tokens) == (rows, tokens)
+        made = cls().apply_server_args_defaults(ServerArgs("x", max_running_requests=5))
+        assert (made.max_running_requests, made.max_prefill_tokens) == (5, tokens)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ({"max_running_requests": None}, "platform cpu left max_running_requests open: .* super"),
+        ({"context_length": 9}, "platform cpu changed context_length from 20 to 9: .* only fill arguments that are"),
+        ({"max_prefill_tokens": 0}, "max_prefill_tokens=0 is not valid"),
+        (None, "apply_server_args_defaults has to return ServerArgs, not None"),
+    ],
+)
+def test_a_platform_that_does_anything_else_with_arguments_is_refused(
+    llama_checkpoint: Path, mocker: MockerFixture, returned: dict[str, object] | None, message: str
+) -> None:
+    given = ServerArgs(str(llama_checkpoint), context_length=20).resolve()
+    filled = dataclasses.replace(given, max_running_requests=1, max_prefill_tokens=1)
+    value = None if returned is None else dataclasses.replace(filled, **returned)  # type: ignore[arg-type]
+    mocker.patch.object(type(platforms.current_platform), "apply_server_args_defaults", return_value=value)
+    with pytest.raises(ConfigError, match=message):
+        ModelRunner(given)
+
+
+def test_what_torch_says_when_pools_cannot_be_made_is_passed_on(llama_checkpoint: Path, mocker: MockerFixture) -> None:
+    mocker.patch.object(memory_pool, "create_kv_pool", side_effect=RuntimeError("the driver\nhas gone away"))
+    with pytest.raises(PlatformError, match=r"no memory for 64 requests .* \(torch: the driver has gone away\)"):
+        make_runner(llama_checkpoint)
 
 
 class VendorBackend(TorchAttentionBackend):

@@ -10,18 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from hookery import HookRegistry, HookType
 from runtime import platforms
+from runtime.config import ServerArgs
 from runtime.core.errors import ConfigError, PlatformError
 from runtime.platforms import host_memory, host_threads
 from runtime.platforms.cpu import CpuDeviceMixin, CpuSRTPlatform
+from runtime.platforms.interface import SRTPlatform
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], env=environment, text=True, capture_output=True, check=False)
 
 
-@pytest.mark.parametrize("environment", [{}, {"RUNTIME_PLATFORM": "cpu"}, {"RUNTIME_PLATFORM": ""}])
-def test_the_cpu_is_chosen_by_name_and_by_default(environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("environment", [{"RUNTIME_USE_CPU": "1"}, {"RUNTIME_PLATFORM": "cpu"}])
+def test_the_cpu_is_chosen_by_name_and_where_it_is_opted_for(environment: dict[str, str]) -> None:
     code = "from runtime.platforms import current_platform as p; print(type(p).__name__, p.device_name)"
     result = run_python(code, **environment)
     assert (result.stdout, result.stderr) == ("CpuSRTPlatform cpu\n", "")
@@ -51,6 +54,59 @@ def test_importing_the_package_chooses_nothing_and_needs_no_torch() -> None:
 def test_an_unknown_attribute_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="current_platfrom"):
         _ = platforms.current_platfrom  # type: ignore[attr-defined]
+
+
+OPERATIONS = sorted(
+    name for name in dir(SRTPlatform) if not name.startswith("_") and callable(getattr(SRTPlatform, name))
+)
+ARGUMENTS: dict[str, tuple[object, ...]] = {
+    "get_device": (0,),
+    "set_device": (torch.device("cpu"),),
+    "use_stream": (None,),
+    "seed_everything": (1,),
+    "post_load_model": (None,),
+    "apply_server_args_defaults": (ServerArgs("x"),),
+}
+
+
+@pytest.mark.parametrize("name", [*OPERATIONS, "capabilities"])
+def test_everything_a_platform_does_is_a_hook_target_of_the_platform_that_was_chosen(name: str) -> None:
+    hooked = HookRegistry()
+    hooked.register(f"runtime.platforms.current_platform.{name}", lambda *args, **kwargs: "hooked", HookType.REPLACE)
+    plain = getattr(type(platforms.current_platform), name)
+    hooked.apply_hooks(strict=True)
+    try:
+        value = getattr(platforms.current_platform, name)
+        if name != "capabilities":
+            value = value(*ARGUMENTS.get(name, ()))
+        assert value == "hooked"
+    finally:
+        hooked.revert()
+    assert getattr(type(platforms.current_platform), name) == plain
+
+
+def test_float32_products_are_computed_in_float32() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        platforms.current_platform.init_backend()
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_what_a_platform_does_not_say_is_the_least_there_is() -> None:
+    class Plain(CpuDeviceMixin, SRTPlatform):
+        """Says nothing."""
+
+        device_name = "plain"
+
+    plain = Plain()
+    assert plain.capabilities == platforms.PlatformCapabilities(("float32",), float64=False, graph_capture=False)
+    factories = ("mha_kv_pool", "mla_kv_pool", "nsa_kv_pool", "paged_allocator", "graph_runner")
+    assert [getattr(plain, f"get_{factory}_cls")() for factory in factories] == [None] * 5
+    assert plain.get_dispatch_key() == "plain"
+    assert plain.get_compile_backend() in torch.compiler.list_backends()
 
 
 class Base:

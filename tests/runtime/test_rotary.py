@@ -43,7 +43,7 @@ def test_frequencies_and_rotations_are_those_of_transformers(config: RopeConfig)
     cos, sin = expected(q, positions.unsqueeze(0))
     expected_q, expected_k = apply_rotary_pos_emb(q, k, cos[0], sin[0], unsqueeze_dim=1)
     rotary = RotaryEmbedding(config, HEAD_DIM, 10000, torch.float32, torch.device("cpu"))
-    got = rotary.apply(torch.cat((q, k), dim=1), *rotary.gather(positions))
+    got = rotary.forward(torch.cat((q, k), dim=1), *rotary.gather(positions))
     # Angles grow with the position, and so does what the last bit of a frequency is worth.
     torch.testing.assert_close(got, torch.cat((expected_q, expected_k), dim=1), atol=2e-3, rtol=1e-4)
     torch.testing.assert_close(got[:4], torch.cat((expected_q, expected_k), dim=1)[:4], atol=2e-5, rtol=1e-5)

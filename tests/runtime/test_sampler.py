@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pytest_mock import MockerFixture
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import runtime.sampling.logits_processor as logits_processor
 import runtime.sampling.sampler as sampler
+from runtime import platforms
 from runtime.core.forward_batch import ForwardBatch, ForwardMode
 from runtime.core.request import Request
 from runtime.core.sampling_params import SamplingParams
 
-CPU = torch.device("cpu")
 VOCAB = 211
 
 
@@ -31,7 +32,7 @@ def draw_sequence(requests: list[Request], watched: Request, steps: int = 30) ->
     for i in range(steps):
         logits = logits_of(len(requests), seed=100 + i)
         logits[row] = logits_of(1, seed=i)[0]
-        batch = sampler.SamplingBatch.from_requests(requests, CPU)
+        batch = sampler.SamplingBatch.from_requests(requests)
         tokens.append(int(sampler.sample(logits, batch)[row]))
     return tokens
 
@@ -90,7 +91,7 @@ def test_top_p_keeps_no_more_than_reaches_it_as_in_transformers() -> None:
 def test_greedy_rows_take_the_best_token_whatever_the_filters() -> None:
     logits = logits_of(3)
     requests = [request(), request(top_k=3, top_p=0.1), request(temperature=1.0, seed=1)]
-    tokens = sampler.sample(logits, sampler.SamplingBatch.from_requests(requests, CPU))
+    tokens = sampler.sample(logits, sampler.SamplingBatch.from_requests(requests))
     assert tokens.dtype is torch.int64
     assert tokens[:2].tolist() == logits.argmax(-1)[:2].tolist()
     assert requests[0].generator is None
@@ -100,7 +101,7 @@ def test_sampling_leaves_the_logits_alone() -> None:
     logits = logits_of(2)
     before = logits.clone()
     requests = [request(temperature=0.9, top_k=5, top_p=0.5), request()]
-    sampler.sample(logits, sampler.SamplingBatch.from_requests(requests, CPU))
+    sampler.sample(logits, sampler.SamplingBatch.from_requests(requests))
     assert torch.equal(logits, before)
 
 
@@ -159,7 +160,7 @@ def test_half_precision_logits_are_sampled_in_float32() -> None:
 
 
 def test_a_batch_of_another_size_is_refused() -> None:
-    batch = sampler.SamplingBatch.from_requests([request()], CPU)
+    batch = sampler.SamplingBatch.from_requests([request()])
     with pytest.raises(ValueError, match="2 rows of logits for 1"):
         sampler.sample(logits_of(2), batch)
 
@@ -173,3 +174,33 @@ def test_only_the_last_hidden_state_of_each_row_becomes_logits() -> None:
     assert logits_processor.last_hidden_states(hidden, mixed).flatten().tolist() == [2.0, 5.0, 6.0, 7.0]
     decode = ForwardBatch(ForwardMode.DECODE, tokens, tokens, tokens, tokens, tokens, [4] * 8, [1] * 8, 0)
     assert logits_processor.last_hidden_states(hidden, decode) is hidden
+
+
+class WithoutDouble(torch.Tensor):
+    """A tensor on a device that does not compute in double precision; copied to the host it is a plain one."""
+
+    def double(self, *args: object, **kwargs: object) -> torch.Tensor:
+        raise TypeError("no double precision here")
+
+    def to(self, *args: object, **kwargs: object) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor).to(*args, **kwargs)  # type: ignore[call-overload,no-any-return]
+
+
+def test_without_double_precision_on_the_device_draws_are_made_on_the_host_and_are_the_same(
+    mocker: MockerFixture,
+) -> None:
+    probs = logits_of(6).softmax(dim=-1)
+
+    def drawn(probs: torch.Tensor) -> list[int]:
+        return sampler.draw(probs, [torch.Generator().manual_seed(row) for row in range(6)]).tolist()
+
+    expected = drawn(probs)
+    with pytest.raises(TypeError, match="no double precision here"):
+        drawn(probs.as_subclass(WithoutDouble))
+    capabilities = platforms.PlatformCapabilities(dtypes=("float32",), float64=False)
+    mocker.patch.object(type(platforms.current_platform), "capabilities", capabilities)
+    assert drawn(probs.as_subclass(WithoutDouble)) == expected
+
+
+def test_a_requests_generator_lives_on_the_host() -> None:
+    assert sampler.request_generator(request(seed=3)).device == torch.device("cpu")
