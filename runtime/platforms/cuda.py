@@ -49,7 +49,9 @@ class CudaSRTPlatform(CudaDeviceMixin, SRTPlatform):
     @property
     def capabilities(self) -> PlatformCapabilities:
         """Every dtype, and graphs."""
-        return PlatformCapabilities(dtypes=("float32", "bfloat16", "float16"), float64=True, graph_capture=True)
+        return PlatformCapabilities(
+            dtypes=("float32", "bfloat16", "float16"), float64=True, graph_capture=True, share_input_buffers=True
+        )
 
     def apply_server_args_defaults(self, server_args: ServerArgsT) -> ServerArgsT:
         """Larger batches than elsewhere: a GPU reads its weights in the same time for hundreds of rows."""

@@ -22,11 +22,13 @@ class PlatformCapabilities:
         dtypes: torch names of the dtypes a model may run in.
         float64: the device computes in double precision. Where it does not, random draws are made on the host.
         graph_capture: a step can be recorded and replayed; needed for a graph runner.
+        share_input_buffers: input buffers of several graph runners may be the same memory.
     """
 
     dtypes: tuple[str, ...] = ("float32",)
     float64: bool = False
     graph_capture: bool = False
+    share_input_buffers: bool = False
 
 
 def fill_open(server_args: ServerArgsT, **values: object) -> ServerArgsT:
