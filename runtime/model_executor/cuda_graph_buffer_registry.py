@@ -120,6 +120,7 @@ class GraphSlot:
 class _Plan:
     """The views that a fill of certain sizes needs, made once."""
 
+    context: FillContext
     zeroed: list[torch.Tensor]
     filled: list[tuple[torch.Tensor, float]]
     heads: list[tuple[GraphSlot, torch.Tensor]]
@@ -143,15 +144,15 @@ class CudaGraphBufferRegistry:
         self.share_pool = share_pool
         self._slots: dict[str, GraphSlot] = {}
         self._disabled: dict[str, GraphSlot] = {}
-        self._plans: dict[FillContext, _Plan] = {}
+        self._plans: dict[tuple[int, int, int, int], _Plan] = {}
 
     def register_slot(self, slot: GraphSlot, bind: torch.Tensor | None = None) -> GraphSlot:
         """Add a slot and give it its buffer.
 
         Args:
             slot: the slot.
-            bind: the buffer, adopted as it is, neither shared nor initialised; None for a new one: zeros, or `pad_value`
-                where the policy fills, shared if the registry shares.
+            bind: the buffer, adopted as it is, neither shared nor initialised; None for a new one: zeros, or
+                `pad_value` where the policy fills, shared if the registry shares.
 
         Raises:
             ValueError: the name is taken, or `bind` is of another shape, dtype or device.
@@ -235,12 +236,12 @@ class CudaGraphBufferRegistry:
             RuntimeError: the batch is larger than the step, or the step than the buffers.
             ValueError: a field does not have the shape that its slot and these sizes say.
         """
-        # Without what has been sent, which is a value and no size: it must not choose the views.
-        sizes = FillContext(raw_bs, padded_bs, raw_num_tokens, padded_num_tokens)
-        plan = self._plans.get(sizes)
+        plan = self._plans.get((raw_bs, padded_bs, raw_num_tokens, padded_num_tokens))
         if plan is None:
-            plan = self._plan(sizes)
-        context = sizes if pp_proxy_tensors is None else dataclasses.replace(sizes, pp_proxy_tensors=pp_proxy_tensors)
+            plan = self._plan(FillContext(raw_bs, padded_bs, raw_num_tokens, padded_num_tokens))
+        context = plan.context
+        if pp_proxy_tensors is not None:
+            context = dataclasses.replace(context, pp_proxy_tensors=pp_proxy_tensors)
         copies = self._copies(plan, forward_batch, context)
         if plan.zeroed:
             torch._foreach_zero_(plan.zeroed)
@@ -257,7 +258,7 @@ class CudaGraphBufferRegistry:
 
         Fields of `forward_batch_template` (a dataclass) that have a slot become its view; one that is None stays None,
         so that nobody reads what an earlier batch has left, unless what is in the slot is computed anew at each fill.
-        All other fields are the template's, which is not changed; what tells lengths to the host is the caller's to pad.
+        All other fields are the template's, which is not changed; what tells the host lengths is the caller's to pad.
 
         Raises:
             RuntimeError: the sizes are larger than the buffers.
@@ -304,7 +305,7 @@ class CudaGraphBufferRegistry:
 
     def _plan(self, context: FillContext) -> _Plan:
         self._check_sizes(context)
-        plan = _Plan([], [], [], [])
+        plan = _Plan(context, [], [], [], [])
         for slot in self._slots.values():
             assert slot.buffer is not None, "enabled slots have a buffer"
             sizes = slot.sizes(context)
@@ -321,7 +322,8 @@ class CudaGraphBufferRegistry:
                 plan.post_fills.append((slot, _head(slot, context)))
         if len(self._plans) >= MAX_PLANS:
             self._plans.clear()
-        self._plans[context] = plan
+        sizes_key = (context.raw_bs, context.padded_bs, context.raw_num_tokens, context.padded_num_tokens)
+        self._plans[sizes_key] = plan
         return plan
 
     @staticmethod
