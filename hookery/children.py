@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -98,7 +99,7 @@ _seen: weakref.WeakSet[Hook] = weakref.WeakSet()
 def multiprocessing_process() -> Any:
     """The module ``multiprocessing.process``, or ``None`` where the program has not imported it (to its end)."""
     module = sys.modules.get("multiprocessing.process")
-    return module if hasattr(module, "_current_process") else None
+    return module if hasattr(module, "_children") else None
 
 
 def note_sent(popen: object, names: Iterable[HookName]) -> None:
@@ -120,8 +121,23 @@ def _running() -> list[Any]:
     module = multiprocessing_process()
     if module is None:
         return []
-    # A fork that multiprocessing has not made finds its parent's children there.
-    return [child for child in module.active_children() if child._parent_pid == os.getpid()]
+    # A fork that multiprocessing has not made finds its parent's children there. Its active_children() would collect
+    # those that have ended, and then another thread that is waiting for one would be told nothing of how it ended.
+    return [child for child in module._children.copy() if child._parent_pid == os.getpid() and _has_not_ended(child)]
+
+
+def _has_not_ended(child: Any) -> bool:
+    popen = child._popen
+    if popen is None or popen.returncode is not None:
+        return False
+    if popen.method == "forkserver":  # a child of the server's
+        poll = select.poll()
+        poll.register(popen.sentinel, select.POLLIN)
+        return not poll.poll(0)
+    try:
+        return os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return False
 
 
 def absent(hooks: Iterable[Hook]) -> Mapping[HookName, tuple[str, ...]]:
@@ -129,16 +145,19 @@ def absent(hooks: Iterable[Hook]) -> Mapping[HookName, tuple[str, ...]]:
     they have said so themselves."""
     if multiprocessing_process() is None:
         return {}
+    running, reported = _running(), reports.read()
+    if not running and not reported:
+        return {}
     names = {name_of(hook) for hook in hooks if hook.submitted and hook.state is not HookState.REVERTED}
     found: dict[HookName, list[str]] = {}
-    for child in _running():
+    for child in running:
         sent = _sent.get(child._popen)
         lacks = _missed_by.get(child, set()) if sent is None else names - sent
         for name in lacks & names:
             found.setdefault(name, []).append(
                 f"process {child.pid} ({child.name}): it was started before the hook came"
             )
-    for (pid, process), failures in reports.read().items():
+    for (pid, process), failures in reported.items():
         for name, why in failures:
             if name in names:
                 found.setdefault(name, []).append(f"process {pid} ({process}): {why}")

@@ -32,6 +32,8 @@ _encode = JSONEncoder(indent=2).encode  # json.dumps may be hooked
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
+    if sys.stdout is None:  # closed: the exit status is an answer too
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = _end_of_own_options(given) if given[:1] == ["run"] else len(given)
     options = _parser().parse_args(given[:end])
@@ -47,9 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hookery: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever reads has seen enough; Python flushes once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()
         return 1
+    except OSError as error:
+        _write_no_more()
+        print(f"hookery: the answer cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
     return status
+
+
+def _write_no_more() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

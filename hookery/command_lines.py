@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _INTERPRETER = re.compile(r"(?:python|pypy)(?:\d(?:\.\d+)?t?)?")
+_HELPER = re.compile(r"from multiprocessing\.(\w+) import main")
 # Those that keep PYTHONPATH or sitecustomize from being looked at.
 _ISOLATING = "IES"
 
@@ -59,6 +60,9 @@ def short_name(command: Sequence[str]) -> str:
         return "python"
     if "--multiprocessing-fork" in command:
         return "multiprocessing child"
+    helper = _HELPER.match(next((word for word in command if word.startswith("from multiprocessing.")), ""))
+    if helper is not None:
+        return f"multiprocessing {helper[1].replace('_', ' ')}"
     python = parse(command[1:])
     if python.how == "-m":
         return f"-m {python.what}"

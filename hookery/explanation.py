@@ -13,6 +13,7 @@ from hookery import children, patches, raw
 from hookery import held as held  # needed by the patches while the lock is held
 from hookery.chain import replacement_order
 from hookery.hooks import Hook, HookState, HookType, TargetNotFoundError
+from hookery.listing import stand_ins_on_main
 from hookery.naming import name_of
 from hookery.patches import Patch
 from hookery.targets import Pending, Target, resolve
@@ -223,6 +224,8 @@ def displaced(patch: Patch) -> str:
 
 def problems(hooks: Sequence[Hook]) -> list[Problem]:
     """Everything about ``hooks`` that is not as it was asked for. Expects the lock to be held."""
+    on_main = set(stand_ins_on_main(hooks).values())
+    hooks = [hook for hook in hooks if hook not in on_main]
     on = {hook: patches.patches_of(hook) for hook in hooks}
     unreached = patches.unreached(dict.fromkeys(patch for hooked in on.values() for patch in hooked))
     absent = children.absent(hooks)

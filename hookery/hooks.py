@@ -126,6 +126,7 @@ class Hook:
         counted: bool = False,
     ) -> None:
         self.target = target
+        self.plain_target = target.replace(":", ".")  # in the one spelling that names are compared in
         self.function = function
         self.type = type
         self.source = source

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hookery.hooks import Hook
+from hookery.hooks import Hook, HookState
+from hookery.naming import MAIN, real_name_of_main
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,24 @@ class HookRecord:
         unreached: Iterable[str] | None = None,
         local: str | None = None,
         absent_in: Iterable[str] = (),
+        known_as: Hook | None = None,
     ) -> HookRecord:
+        """Describe ``hook``. ``known_as`` is the hook that :func:`stand_ins_on_main` says it is."""
+        target, detail = hook.target, hook.detail
+        if known_as is not None:
+            target = known_as.target
+            detail = detail or f"it is on what __main__ defines, because {real_name_of_main()} runs as the program"
         replaces_class = isinstance(hook.function, type)
-        return cls(
-            target=hook.target,
+        record = cls.__new__(cls)
+        # As __init__ does, at a fifth of the cost: every child process describes all of its hooks while it starts.
+        record.__dict__.update(
+            target=target,
             hook=hook.function_name,
             type=hook.type.value,
             source=hook.source.name,
             distribution=hook.source.distribution,
             state=hook.state.value,
-            detail=hook.detail,
+            detail=detail,
             engine=hook.engine,
             priority=hook.priority,
             order=hook.order,
@@ -84,10 +93,29 @@ class HookRecord:
             local=local,
             absent_in=tuple(absent_in),
         )
+        return record
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON takes it."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+
+def stand_ins_on_main(hooks: Iterable[Hook]) -> dict[Hook, Hook]:
+    """Where a module runs as the program, a hook on it is on what ``__main__`` defines, and the one that was asked for
+    waits for an import of the module that may never come: the first is listed, under the name of the second. What is
+    listed so, and what it is listed as."""
+    hooks = list(hooks)
+    on_main = [hook for hook in hooks if hook.state is HookState.APPLIED and hook.plain_target.startswith(f"{MAIN}.")]
+    if not on_main:
+        return {}
+    start = f"{real_name_of_main()}."
+    waiting = {
+        (hook.plain_target.removeprefix(start), hook.type, hook.function): hook
+        for hook in hooks
+        if hook.state is HookState.PENDING and hook.plain_target.startswith(start)
+    }
+    keys = {hook: (hook.plain_target.removeprefix(f"{MAIN}."), hook.type, hook.function) for hook in on_main}
+    return {hook: waiting[key] for hook, key in keys.items() if key in waiting}
 
 
 COLUMNS = ("process", "target", "type", "hook", "source", "state", "ran", "calls")

@@ -251,9 +251,10 @@ class _Applying:
         self.registry.counting |= self.manifest.counting
         for plugin in self.manifest.plugins:
             self._load(plugin)
-        known = {name_of(hook) for hook in self.registry.hooks()}
-        for entry in self.manifest.hooks:
-            if not entry.reverted and entry.local is None and entry.plugin is None and entry.name not in known:
+        by_code = [entry for entry in self.manifest.hooks if entry.plugin is None]
+        known = {name_of(hook) for hook in self.registry.hooks()} if by_code else set()
+        for entry in by_code:
+            if not entry.reverted and entry.local is None and entry.name not in known:
                 self._import(entry.module)
         placed = self._place()
         self._arrange([hook for _, hook in placed])
@@ -286,7 +287,7 @@ class _Applying:
                 self.failed_modules[module] = said
 
     def _why_other_main(self) -> str | None:
-        if "__mp_main__" in sys.modules:
+        if getattr(sys.modules.get(MAIN), "__name__", MAIN) != MAIN:
             return None  # multiprocessing has prepared it from what the parent process said
         expected = (self.manifest.main_name, self.manifest.main_path)
         if _main() == expected:

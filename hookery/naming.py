@@ -43,8 +43,17 @@ def qualname_of(function: HookFunction) -> str:
 
 def name_of(hook: Hook) -> HookName:
     """The name under which another process knows ``hook``."""
-    target = hook.target.replace(":", ".")
-    return HookName(target, hook.type.value, module_name_of(hook.function), qualname_of(hook.function))
+    return HookName(hook.plain_target, hook.type.value, module_name_of(hook.function), qualname_of(hook.function))
+
+
+def real_name_of_main() -> str | None:
+    """The name under which the main module of this process would be imported, if it is a file."""
+    main = sys.modules.get(MAIN)
+    spec_name = getattr(getattr(main, "__spec__", None), "name", None)
+    file = getattr(main, "__file__", None)
+    if spec_name is not None or not isinstance(file, str):
+        return spec_name
+    return os.path.splitext(os.path.basename(file))[0]
 
 
 def look_up(module: str, qualname: str) -> Any:
@@ -92,7 +101,7 @@ def why_main_stays() -> str | None:
             return f"it is defined in {spec_name}, which runs as a program and is not imported by child processes"
         return None
     file = getattr(main, "__file__", None)
-    if not isinstance(file, str):
+    if not isinstance(file, str) or file == "<stdin>":
         return "it is defined in a main module that is no file (python -c, or an interactive session)"
     if os.path.splitext(os.path.basename(file))[0] == "ipython":  # multiprocessing leaves that one alone
         return "it is defined in an interactive session"

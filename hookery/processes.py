@@ -66,11 +66,18 @@ _warned: weakref.WeakSet[Hook] = weakref.WeakSet()
 def not_inherited() -> list[Failure]:
     """What this process was to have from the one that started it and does not have: hooks that are not registered here,
     and those that could not be applied. Hooks whose target does not exist are *missed*, as in any process."""
-    here = {name_of(hook) for hook in registry.hooks()}
     return [
-        *(failure for failure in _absent if failure.hook is not None and failure.hook not in here),
+        *_not_here(),
         *(Failure(name, name.function, why) for name, why in _undone(HookState.REVERTED)),
     ]
+
+
+def _not_here() -> list[Failure]:
+    """The hooks that this process was to have and that are not registered here."""
+    if not _absent:
+        return []
+    here = {name_of(hook) for hook in registry.hooks()}
+    return [failure for failure in _absent if failure.hook is not None and failure.hook not in here]
 
 
 def setup_worker() -> None:
@@ -207,8 +214,7 @@ def _report() -> None:
     process = children.multiprocessing_process()
     if process is None or (process.parent_process() is None and not _inheriting(process)):
         return
-    here = {name_of(hook) for hook in registry.hooks()}
-    failures = [(each.hook, each.why) for each in _absent if each.hook is not None and each.hook not in here]
+    failures = [(each.hook, each.why) for each in _not_here() if each.hook is not None]
     failures += _undone(HookState.MISSED, HookState.REVERTED)
     children.reports.write(process.current_process().name, failures)
 

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 from hookery import command_lines, patches, state_files
 from hookery.hooks import Hook, HookError, HookState, HookWarning
-from hookery.listing import HookRecord
+from hookery.listing import HookRecord, stand_ins_on_main
 from hookery.locking import ForkSafeLock
 from hookery.reporting import warn
 
@@ -128,7 +128,8 @@ def _write(*, unreached: bool = False, ended: bool = False) -> None:
         assert identity is not None
         _state.identity = identity
         with patches.lock:
-            _state.said = {hook.order: _said(hook) for hook in _state.registry.hooks()}
+            hooks = _state.registry.hooks()
+            _state.said = _said_of_all(hooks, stand_ins_on_main(hooks))
             records = _state.registry.applied_hooks(unreached=unreached)
         _state.role_said = _role()
         now = time.time()
@@ -144,7 +145,7 @@ def _write(*, unreached: bool = False, ended: bool = False) -> None:
             "signal": _state.signal,
             "published_at": now,
             "ended_at": now if ended else None,
-            "records": [record.to_dict() for record in records],
+            "records": list(map(state_files.short, records)),
         }
         with state_files.opened_folder(create=True) as directory:
             name = identity.ended_file_name if ended else identity.file_name
@@ -163,12 +164,16 @@ def _write_changes() -> None:
     assert _state.registry is not None
     assert _state.identity is not None
     with patches.lock:
-        said, records = {}, []
-        for hook in _state.registry.hooks():
-            said[hook.order] = what = _said(hook)
-            if _state.said.get(hook.order) != what:
+        records = []
+        hooks = _state.registry.hooks()
+        known_as = stand_ins_on_main(hooks)
+        said = _said_of_all(hooks, known_as)
+        for hook in hooks:
+            if hook.order in said and _state.said.get(hook.order) != said[hook.order]:
                 local = _state.registry.why_local(hook)
-                records.append(HookRecord.of(hook, overridden_by=patches.overrides(hook), local=local))
+                overridden_by = patches.overrides(hook) if hook.state is HookState.APPLIED else ()
+                known = known_as.get(hook)
+                records.append(HookRecord.of(hook, overridden_by=overridden_by, local=local, known_as=known))
         gone = [order for order in _state.said if order not in said]
         _state.said = said
     if _role() != _state.role_said:
@@ -176,7 +181,7 @@ def _write_changes() -> None:
         return
     if not records and not gone:
         return
-    change = {"published_at": time.time(), "records": [record.to_dict() for record in records], "gone": gone}
+    change = {"published_at": time.time(), "records": list(map(state_files.short, records)), "gone": gone}
     try:
         with state_files.opened_folder() as directory:
             size = state_files.append(directory, _state.identity.file_name, _encode(change) + "\n")
@@ -189,9 +194,14 @@ def _write_changes() -> None:
         _write()
 
 
-def _said(hook: Hook) -> tuple[Any, ...]:
-    """What of a hook, when it changes, makes it worth to be written again."""
-    return (hook.state, hook.detail, hook.engine, hook.function, hook.source)
+def _said_of_all(hooks: list[Hook], known_as: dict[Hook, Hook]) -> dict[int, tuple[Any, ...]]:
+    """What of each hook that is listed, when it changes, makes it worth to be written again; by its order."""
+    not_shown = set(known_as.values())
+    return {
+        hook.order: (hook.state, hook.detail, hook.engine, hook.function, hook.source, hook in known_as)
+        for hook in hooks
+        if hook not in not_shown
+    }
 
 
 def _scratch_name(identity: state_files.Identity) -> str:

@@ -54,6 +54,7 @@ class HookRegistry:
         self.counting = os.environ.get("HOOKERY_COUNT") == "1" if counting is None else counting
         self.loaded_plugins: dict[tuple[str, str], LoadedPlugin] = {}  # by key, in the order of loading
         self._hooks: list[Hook] = []
+        self._by_target: dict[str, list[Hook]] = {}  # the same ones, by the plain name of their target
 
     @overload
     def register(
@@ -129,7 +130,8 @@ class HookRegistry:
             new = Hook(target, hook, hook_type, source, priority, next_order(), reason, counted)
             new.engine_asked, new.on_error, new.versions = engine, on_error, versions
             new.subclasses = subclasses
-            older = next((other for other in self._hooks if is_same(other, new)), None)
+            alike = self._by_target.setdefault(new.plain_target, [])
+            older = next((other for other in alike if is_same(other, new)), None)
             if older is not None and older.state is not HookState.REVERTED and older.function is hook:
                 if count is None:
                     new.counted = older.counted
@@ -143,7 +145,9 @@ class HookRegistry:
                 return older
             if older is not None:
                 self._hooks.remove(older)
+                alike.remove(older)
             self._hooks.append(new)
+            alike.append(new)
             watching.live.setdefault(self)
             if older is not None and older.state is not HookState.REVERTED:
                 new.order, new.state, new.detail = older.order, older.state, older.detail
@@ -204,6 +208,7 @@ class HookRegistry:
                         patches.reach_deeply(patch)
             waiting = [hook for hook in self._hooks if hook.state in _WAITING]
         resolved: list[tuple[Hook, Target]] = []
+        found_specs: set[str] = set()
         notes: list[HookWarning] = []
         for hook in waiting:
             skips = outside_versions(hook)
@@ -211,7 +216,7 @@ class HookRegistry:
                 self._still_waits(hook, HookState.SKIPPED, skips)
                 continue
             is_made = made is not None and (hook.waits_for, hook.waits_for_attribute) == made
-            outcome = self._resolve(hook, notes, eager=eager or is_made, completed=completed)
+            outcome = self._resolve(hook, notes, found_specs, eager=eager or is_made, completed=completed)
             if isinstance(outcome, Target):
                 resolved.append((hook, outcome))
             elif isinstance(outcome, Exception) and (strict or not isinstance(outcome, TargetNotFoundError)):
@@ -264,11 +269,11 @@ class HookRegistry:
             observe(self)
 
     def _resolve(
-        self, hook: Hook, notes: list[HookWarning], *, eager: bool, completed: str | None
+        self, hook: Hook, notes: list[HookWarning], found_specs: set[str], *, eager: bool, completed: str | None
     ) -> Target | Exception | None:
         """The hook's target, the error that stands in the way, or ``None`` while it has to wait."""
         try:
-            outcome = resolve(hook.target, eager=eager, completed=completed)
+            outcome = resolve(hook.target, eager=eager, completed=completed, found_specs=found_specs)
             if isinstance(outcome, Target):
                 check_versions_are_known(hook)
         except TargetNotFoundError as error:
@@ -349,6 +354,7 @@ class HookRegistry:
         finally:
             with patches.lock:
                 self._hooks.clear()
+                self._by_target.clear()
                 self.loaded_plugins.clear()
             self._tell_observers()
 
@@ -358,6 +364,8 @@ class HookRegistry:
             gone = [hook for hook in self._hooks if hook.source == source]
             self._take_off(gone)
             self._hooks = [hook for hook in self._hooks if hook not in gone]
+            for hook in gone:
+                self._by_target[hook.plain_target].remove(hook)
             self._after_removal()
             left = patches.take_left()
         _give_back(left)
@@ -373,21 +381,25 @@ class HookRegistry:
         if unreached:
             from hookery import held  # noqa: F401  (before the lock is taken)
         from hookery import children
-        from hookery.listing import HookRecord
+        from hookery.listing import HookRecord, stand_ins_on_main
 
         absent = children.absent(self._hooks)
         with patches.lock:
             hooks = sorted(self._hooks, key=lambda hook: hook.order)
+            known_as = stand_ins_on_main(hooks)
+            not_shown = set(known_as.values())
             found = self._unreached(hooks) if unreached else {}
             return [
                 HookRecord.of(
                     hook,
-                    overridden_by=patches.overrides(hook),
+                    overridden_by=patches.overrides(hook) if hook.state is HookState.APPLIED else (),
                     unreached=found.get(hook),
                     local=self.why_local(hook),
-                    absent_in=absent.get(name_of(hook), ()),
+                    absent_in=absent.get(name_of(hook), ()) if absent else (),
+                    known_as=known_as.get(hook),
                 )
                 for hook in hooks
+                if hook not in not_shown
             ]
 
     def why_local(self, hook: Hook) -> str | None:
@@ -458,9 +470,11 @@ class HookRegistry:
         """The hooks that are still pending, each with the module that it waits for. At the end of a program's start,
         when everything that it needs is imported, these are hooks that will not run."""
         from hookery import explanation
+        from hookery.listing import stand_ins_on_main
 
         with patches.lock:
-            pending = [hook for hook in self._hooks if hook.state is HookState.PENDING]
+            on_main = stand_ins_on_main(self._hooks).values()
+            pending = [hook for hook in self._hooks if hook.state is HookState.PENDING and hook not in on_main]
             return explanation.problems(sorted(pending, key=lambda hook: hook.order))
 
     @staticmethod
@@ -514,7 +528,7 @@ def next_order() -> int:
 
 def _names(hook: Hook, target: str) -> bool:
     """Whether ``target`` is a name of what the hook is on."""
-    if plain_name(hook.target) == plain_name(target):
+    if hook.plain_target == plain_name(target):
         return True
     return any(plain_name(patch.target.name) == plain_name(target) for patch in patches.patches_of(hook))
 

@@ -18,7 +18,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -232,14 +233,38 @@ def apply_in_this_process() -> None:
         return
     if _is_own_command():
         return
-    try:
+    from hookery import targets
+
+    program = command_lines.parse(sys.orig_argv[1:])
+    # The helpers of multiprocessing define nothing, and its children are given the program's main module.
+    targets.main_is_to_come = program.how in ("-m", "script") or program.what.startswith("from multiprocessing.")
+    with _failing_ends_the_process():
         apply_asked_for()
-        if command_lines.parse(sys.orig_argv[1:]).how == "-m":
+        if program.how in ("-m", "script"):
             from hookery import main_module
 
-            main_module.watch()
+            if program.how == "script" and os.path.isfile(program.what):
+                targets.main_is_to_come = main_module.watch_script(program.what)
+            main_module.watch_module()
+
+
+def apply_to_main(module: str) -> None:
+    """Apply the hooks on what the program, ``module``, has defined. It calls this itself; where that fails, it ends."""
+    from hookery import main_module
+
+    with _failing_ends_the_process() as settings:
+        main_module.apply_to_main(module, strict=settings.strict)
+
+
+@contextmanager
+def _failing_ends_the_process() -> Iterator[RunSettings]:
+    """What is done in it is done with what the environment asks for; if it fails, this process ends and says why."""
+    try:
+        yield RunSettings.of(os.environ)
     except Exception as error:  # noqa: BLE001  (a plugin may raise anything; it ends the process)
         _complain(f"{error}" if isinstance(error, HookError) else f"{type(error).__name__}: {error}")
+        if sys.stdout is not None:
+            sys.stdout.flush()
         # Python would report a SystemExit here as an error of its own start.
         os._exit(FAILED)
 

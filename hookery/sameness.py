@@ -11,7 +11,7 @@ from hookery.naming import module_name_of
 
 def is_same(one: Hook, other: Hook) -> bool:
     """Whether two registrations are one hook: the same object, or one importable function that was made again."""
-    if plain_name(one.target) != plain_name(other.target) or one.type is not other.type:
+    if one.plain_target != other.plain_target or one.type is not other.type:
         return False
     if one.function is other.function:
         return True

@@ -33,6 +33,23 @@ _decode = JSONDecoder().decode  # json.loads may be hooked
 _LIVE_NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.(?:jsonl|\d+\.tmp)")
 _ENDED_NAME = re.compile(r"(\d+)-ended-\d+\.jsonl")
 _RECORD_FIELDS = {field.name for field in fields(HookRecord)}
+_COMMON: dict[str, Any] = {
+    "distribution": None,
+    "detail": "",
+    "engine": None,
+    "priority": 0,
+    "reason": None,
+    "ran": False,
+    "calls": None,
+    "engine_reason": "",
+    "on_error": "raise",
+    "last_error": None,
+    "versions": None,
+    "overridden_by": (),
+    "unreached": None,
+    "local": None,
+    "absent_in": (),
+}
 
 
 class StateFolderError(HookError):
@@ -270,6 +287,12 @@ def _read(directory: int, name: str) -> PublishedProcess | None:
     return replace(process, records=tuple(records[order] for order in sorted(records)))
 
 
+def short(record: HookRecord) -> dict[str, Any]:
+    """A record as it is written: without what most records have in common."""
+    return {name: value for name, value in vars(record).items() if value is not _COMMON.get(name, _COMMON)}
+
+
 def _record(published: dict[str, Any]) -> HookRecord:
     """A record, which another version may have written with more fields than there are here."""
-    return HookRecord(**{name: value for name, value in published.items() if name in _RECORD_FIELDS})
+    known = {name: value for name, value in published.items() if name in _RECORD_FIELDS}
+    return HookRecord(**{**_COMMON, **known})

@@ -1,4 +1,4 @@
-"""Tables on standard output: drawn by rich on a terminal where it is installed, plain otherwise."""
+"""Tables on standard output: drawn by rich on a terminal that they fit on where it is installed, plain otherwise."""
 
 from __future__ import annotations
 
@@ -20,18 +20,23 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], notes: It
 
 
 def _print_with_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether rich is there to do it."""
+    """Whether rich is there to do it, and the terminal is wide enough."""
     try:
         from rich.box import SIMPLE
         from rich.console import Console
+        from rich.measure import Measurement
         from rich.table import Table
         from rich.text import Text
     except ImportError:
         return False
     table = Table(box=SIMPLE, pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=True)
     for row in rows:
         table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-    Console().print(table)
+    console = Console()
+    unlimited = console.options.update(width=1 << 16)
+    if Measurement.get(console, unlimited, table).maximum > console.width:
+        return False  # names in pieces, one below the other, can be neither read nor copied
+    console.print(table)
     return True

@@ -179,19 +179,24 @@ def may_concern(name: str, module: str) -> bool:
     return name.startswith(module + ".")
 
 
-def resolve(name: str, *, eager: bool = False, completed: str | None = None) -> Target | Pending:
+def resolve(
+    name: str, *, eager: bool = False, completed: str | None = None, found_specs: set[str] | None = None
+) -> Target | Pending:
     """Resolve ``name`` to a :class:`Target`, or say what it still waits for.
 
     Args:
         eager: import what the name needs, and let lazy packages load the attribute.
         completed: a module whose code has just run to its end although the import system still has it as
             initializing (the moment at which import hooks fire).
+        found_specs: modules that exist, by what was seen while other names were resolved; added to. Looking for one
+            costs more than everything else about a name that has to wait.
 
     Raises:
         TargetNotFoundError: some part of the name does not exist; the message names the part and the closest names.
         TypeError: the name leads to something that cannot be hooked.
     """
-    split = _split(name, eager=eager, completed=completed)
+    specs = set() if found_specs is None else found_specs
+    split = _split(name, specs, eager=eager, completed=completed)
     if isinstance(split, Pending):
         return split
     module_name, module, parts = split
@@ -210,6 +215,8 @@ def resolve(name: str, *, eager: bool = False, completed: str | None = None) -> 
 
 
 ACCESSORS = ("fget", "fset", "fdel")
+main_is_to_come = False
+"""Whether the program has still to define what there is in ``__main__``; see :mod:`hookery.main_module`."""
 
 
 def _along_mro(owner: type, attribute: str) -> tuple[type | None, Any]:
@@ -248,12 +255,14 @@ def _names(module: Any) -> dict[str, Any]:
     return raw.namespace(module) or {}
 
 
-def _split(name: str, *, eager: bool, completed: str | None) -> tuple[str, types.ModuleType, list[str]] | Pending:
+def _split(
+    name: str, specs: set[str], *, eager: bool, completed: str | None
+) -> tuple[str, types.ModuleType, list[str]] | Pending:
     """Find where the module part of ``name`` ends: the module's name, the module, and the rest of the name."""
     module_name, colon, qualname = name.partition(":")
     parts = module_name.split(".")
     if colon:
-        found = _import_or_wait(name, module_name, eager=eager, completed=completed)
+        found = _import_or_wait(name, module_name, specs, eager=eager, completed=completed)
         if type(found) is Pending:  # a module may be lazy: it is not asked what it is
             return found
         return module_name, cast("types.ModuleType", found), qualname.split(".")
@@ -265,7 +274,7 @@ def _split(name: str, *, eager: bool, completed: str | None) -> tuple[str, types
         if parent is not None and more and sys.modules.get(submodule_name) is not None:
             module_name, taken = submodule_name, taken + 1  # whether the parent's own body has finished matters not
             continue
-        found = _import_or_wait(name, module_name, eager=eager, completed=completed)
+        found = _import_or_wait(name, module_name, specs, eager=eager, completed=completed)
         if type(found) is Pending:
             # An attribute may stand in a package whose body has not finished, so that is what the target waits for.
             return found
@@ -276,12 +285,14 @@ def _split(name: str, *, eager: bool, completed: str | None) -> tuple[str, types
         known_as = str(_names(value).get("__name__")) if raw.is_module(value) else ""
         if known_as and sys.modules.get(known_as) is value:
             submodule_name = known_as  # a module under another name, such as os.path
-        elif value is not None or not _has_spec(found, submodule_name):
+        elif value is not None or not _has_spec(found, submodule_name, specs):
             return module_name, found, parts[taken:]
         module_name, taken = submodule_name, taken + 1
 
 
-def _import_or_wait(name: str, module_name: str, *, eager: bool, completed: str | None) -> types.ModuleType | Pending:
+def _import_or_wait(
+    name: str, module_name: str, specs: set[str], *, eager: bool, completed: str | None
+) -> types.ModuleType | Pending:
     module = sys.modules.get(module_name)
     if module is None and eager:
         try:
@@ -293,38 +304,45 @@ def _import_or_wait(name: str, module_name: str, *, eager: bool, completed: str 
     if module is None:
         parent, _, leaf = module_name.rpartition(".")
         if parent and parent not in sys.modules:
-            missing = _first_missing(module_name)
+            missing = _first_missing(module_name, specs)
             if missing is not None:
                 raise _not_found(name, missing.rpartition(".")[2], missing.rpartition(".")[0])
-        elif not _spec_exists(module_name):
+        elif not _spec_exists(module_name, specs):
             raise _not_found(name, leaf, parent)
         return Pending(module_name, f"{module_name} is not imported yet")
+    if main_is_to_come and module_name == "__main__" == _names(module).get("__name__"):  # else multiprocessing's
+        return Pending(module_name, "the program has not come to its `if __name__ == '__main__':`")
     spec = _names(module).get("__spec__")
     if module_name != completed and getattr(spec, "_initializing", False):
         return Pending(module_name, f"{module_name} is being imported")
     return module
 
 
-def _first_missing(module_name: str) -> str | None:
+def _first_missing(module_name: str, specs: set[str]) -> str | None:
     """The first package of a colon name's module part that surely does not exist, importing nothing."""
     parts = module_name.split(".")
     for length in range(1, len(parts) + 1):
         prefix = ".".join(parts[:length])
         if prefix in sys.modules:
             continue
-        return None if _spec_exists(prefix) else prefix
+        return None if _spec_exists(prefix, specs) else prefix
     return None
 
 
-def _has_spec(package: types.ModuleType, submodule_name: str) -> bool:
-    return "__path__" in _names(package) and _spec_exists(submodule_name)
+def _has_spec(package: types.ModuleType, submodule_name: str, specs: set[str]) -> bool:
+    return "__path__" in _names(package) and _spec_exists(submodule_name, specs)
 
 
-def _spec_exists(module_name: str) -> bool:
+def _spec_exists(module_name: str, specs: set[str]) -> bool:
+    if module_name in specs:
+        return True
     try:
-        return importlib.util.find_spec(module_name) is not None
+        if importlib.util.find_spec(module_name) is None:
+            return False
     except (ImportError, ValueError):
         return False
+    specs.add(module_name)
+    return True
 
 
 def _owner(name: str, module_name: str, module: types.ModuleType, parts: list[str]) -> Any:

@@ -107,10 +107,11 @@ class TestList:
         for command in ("list", "check"):
             assert "nothing" in run_hookery(command, *arguments, folder=folder, status=2).stderr
 
-    def test_on_a_terminal_it_is_drawn(self, folder: Path) -> None:
+    @pytest.mark.parametrize("columns", ["200", "60"])
+    def test_on_a_terminal_it_is_drawn_if_it_fits(self, folder: Path, columns: str) -> None:
         pytest.importorskip("rich")
         ours, theirs = pty.openpty()
-        variables = environment_of([], {"COLUMNS": "200", "TERM": "xterm-256color"})
+        variables = environment_of([], {"COLUMNS": columns, "TERM": "xterm-256color"})
         for name in ("NO_COLOR", "FORCE_COLOR"):
             variables.pop(name, None)
         command = [sys.executable, "-m", "hookery", "list", "--hook", "my_hooks"]
@@ -127,8 +128,21 @@ class TestList:
             drawn += read
         os.close(ours)
         assert process.wait(timeout=60) == 0
-        assert b"\x1b[32mapplied" in drawn
-        assert "─".encode() in drawn
+        fits = columns == "200"
+        assert (b"\x1b[32mapplied" in drawn) is fits
+        assert ("─".encode() in drawn) is fits
+        assert b"util.guess_scheme" in drawn  # in one piece
+        assert b"my_hooks" in drawn
+
+    def test_where_nothing_can_be_written(self, folder: Path) -> None:
+        command = [sys.executable, "-m", "hookery", "list", "--hook", "my_hooks"]
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(command, cwd=folder, env=environment_of([]), stdout=full, stderr=subprocess.PIPE)
+        assert done.returncode == 2
+        assert done.stderr == b"hookery: the answer cannot be written: No space left on device\n"
+        closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+        done = subprocess.run(closed, cwd=folder, env=environment_of([]), stderr=subprocess.PIPE, check=True)
+        assert done.stderr == b""
 
 
 class TestPs:

@@ -186,7 +186,8 @@ def test_hooks_of_another_main_program_are_failures(tmp_path: Path) -> None:
     written = start_python([str(tmp_path / "one.py")], path=[tmp_path]).stdout
     assert json.loads(written)["main_path"] == str(tmp_path / "one.py")
     (tmp_path / "other.py").write_text(
-        "import hookery, sys\nfrom hookery.manifest import Manifest\ndef loud(result, item): return 'wrong'\n"
+        "import hookery, multiprocessing, sys\nfrom hookery.manifest import Manifest\n"
+        "def loud(result, item): return 'wrong'\n"
         "for failure in Manifest.from_json(sys.argv[1]).apply(hookery.registry, warn=False): print(failure)\n"
     )
     done = start_python([str(tmp_path / "other.py"), written], path=[tmp_path])

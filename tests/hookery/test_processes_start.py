@@ -394,25 +394,47 @@ def test_a_plugin_that_starts_children_while_it_is_imported(program: Any, tmp_pa
     assert answers == [0, 0, "tea!"]
 
 
-def test_many_children_at_once(program: Any) -> None:
+def test_two_hundred_children_at_once(program: Any, tmp_path: Path) -> None:
     answers = program(
         """
         import shop_hooks
 
-        def work(pipe): pipe.send(shop.price("tea"))
+        def work(pipe, gate):
+            pipe.send((os.getpid(), shop.price("tea")))
+            gate.wait()
 
         if __name__ == "__main__":
             hookery.registry.apply_hooks()
             context = multiprocessing.get_context("forkserver")
-            theirs, ours = multiprocessing.Pipe()
-            children = [context.Process(target=work, args=(ours,)) for _ in range(40)]
+            context.set_forkserver_preload(["hookery.manifest", "hookery.publication"])  # else each compiles them
+            gate = context.Event()
+            pipes = [context.Pipe(duplex=False) for _ in range(200)]
+            children = [context.Process(target=work, args=(ours, gate)) for _, ours in pipes]
             for child in children: child.start()
-            say({theirs.recv() for _ in children})
+            said = [theirs.recv() for theirs, _ in pipes]  # now all have started, and none may end
+            say(len({pid for pid, _ in said}), {price for _, price in said})
+            from hookery import state_files
+            processes, unreadable = state_files.read_processes()
+            published = {process.pid: [(r.state, r.ran) for r in process.records] for process in processes}
+            say({str(published.get(pid)) for pid, _ in said}, unreadable)
+            say([record.absent_in for record in hookery.applied_hooks()])
+            gate.set()
             for child in children: child.join()
             say({child.exitcode for child in children})
-        """
+            processes, unreadable = state_files.read_processes(ended=True)
+            say({r.ran for p in processes if p.ended_at is not None for r in p.records}, unreadable)
+            say([process.pid == os.getpid() for process in processes if process.ended_at is None])
+        """,
+        HOOKERY_STATE_DIR=str(tmp_path / "state"),
     )
-    assert answers == [{"tea!"}, {0}]
+    assert answers == [
+        (200, {"tea!"}),
+        ({"[('applied', False)]"}, []),  # whether it ran is said when a process ends
+        [()],
+        {0},
+        ({True}, []),
+        [True],
+    ]
 
 
 def test_hooks_of_another_registry_travel_too(program: Any) -> None:

@@ -277,6 +277,29 @@ def test_a_worker_that_is_older_than_a_hook(program: Any) -> None:
         assert said == ""
 
 
+@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
+def test_a_child_that_has_ended_is_left_to_whoever_waits_for_it(program: Any, method: str) -> None:
+    answers, _ = program(
+        """
+        if __name__ == "__main__":
+            from multiprocessing import connection
+            child = multiprocessing.get_context(sys.argv[1]).Process(target=len, args=([],))
+            child.start()
+            connection.wait([child.sentinel])
+            if sys.argv[1] != "forkserver":  # its children are the server's
+                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+            import shop_hooks
+            hookery.registry.apply_hooks()
+            # A thread that collects it here takes its exit status from the thread that is joining it.
+            say(absent(), child._popen.returncode)
+            child.join()
+            say(child.exitcode)
+        """,
+        method,
+    )
+    assert answers == [({}, None), 0]
+
+
 def test_a_target_that_is_missed_in_a_child_or_grandchild_later(program: Any, tmp_path: Path) -> None:
     (tmp_path / "late.py").write_text("import os\nif os.environ.get('WHOLE'):\n    def price(item): return item\n")
     answers, said = program(

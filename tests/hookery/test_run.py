@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hookery import command_lines
-from tests.hookery.support import environment_of, run_hookery
+from tests.hookery.support import environment_of, run_hookery, start_python
 from tests.plugin_distributions import PLUGINS, install_plugin
 
 HOOKS = """
@@ -208,6 +208,79 @@ class TestAModuleThatIsTheProgram:
         done = run_hookery("run", "--hook", "tool_hooks", "-m", "pkg.tool", folder=folder, status=1)
         raises = (folder / "pkg" / "tool.py").read_text().rstrip().count("\n") + 1
         assert f'tool.py", line {raises}, in <module>' in done.stderr
+
+    @pytest.mark.parametrize(
+        ("start", "name"),
+        [
+            (["-m", "tool"], "tool"),
+            (["-m", "tool"], "__main__"),
+            (["tool.py"], "tool"),
+            (["tool.py"], "__main__"),
+            (["."], "__main__"),
+        ],
+    )
+    def test_hooks_on_what_it_defines_under_either_name(self, folder: Path, start: list[str], name: str) -> None:
+        source = """
+            import multiprocessing, other  # other is waited for: its import must not make hooks on this one be missed
+            def work(): return "done"
+            def ask(): return work(), other.work()
+            if __name__ == "__main__":
+                import hookery
+                print(ask(), [(r.target, r.state, r.ran) for r in hookery.applied_hooks()])
+                assert hookery.registry.never_imported() == hookery.registry.problems() == []
+                if __spec__ is None or __spec__.name != "__main__":  # multiprocessing leaves that one out
+                    with multiprocessing.get_context("spawn").Pool(1) as pool:
+                        print(pool.apply(ask))
+        """
+        hooks = f"""
+            from hookery import HookType, plugin_hook
+
+            @plugin_hook("{name}.work", HookType.AFTER)
+            @plugin_hook("other.work", HookType.AFTER)
+            def sign(result): return result + "+"
+        """
+        file = {".": "__main__"}.get(start[0], "tool")
+        write(folder, other='def work(): return "other"', tool_hooks=hooks)
+        (folder / f"{file}.py").write_text(textwrap.dedent(source))
+        done = run_hookery("run", "--hook", "tool_hooks", *start, folder=folder)
+        rows = [("other.work", "applied", True), (f"{name}.work", "applied", True)]
+        answer = ("done+", "other+")
+        assert done.stdout == f"{answer} {rows}\n" + f"{answer}\n" * (start != ["."])
+        assert done.stderr == ""
+
+    def test_a_script_with_hooks_on_it_is_what_it_always_was(self, folder: Path) -> None:
+        source = (
+            textwrap.dedent(WHAT_IT_IS) + 'def work(): pass\nif __name__ == "__main__":\n    raise ValueError("mine")\n'
+        )
+        (folder / "prog.py").write_text(source)
+        write(folder, prog_hooks="from hookery import plugin_hook\n@plugin_hook('prog.work')\ndef sign(result): pass")
+        plainly = start_python([str(folder / "prog.py"), "-x"], folder=folder.parent)
+        done = run_hookery(
+            "run", "--hook", "prog_hooks", folder / "prog.py", "-x", folder=folder.parent, path=[folder], status=1
+        )
+        without_path = [{k: v for k, v in json.loads(each.stdout).items() if k != "path"} for each in (plainly, done)]
+        assert without_path[0] == without_path[1]
+        assert json.loads(done.stdout)["path"][0] == json.loads(plainly.stdout)["path"][0] == str(folder)
+        assert done.stderr.splitlines()[-3:] == plainly.stderr.splitlines()[-3:]
+
+    @pytest.mark.parametrize("strict", [True, False])
+    def test_what_a_script_does_not_define_is_missed(self, folder: Path, strict: bool) -> None:
+        write(folder, prog='print("first")\nif __name__ == "__main__":\n    print("second")')
+        write(
+            folder, prog_hooks="from hookery import plugin_hook\n@plugin_hook('__main__.work')\ndef sign(result): pass"
+        )
+        options = ["--strict"] if strict else []
+        done = run_hookery("run", "--hook", "prog_hooks", *options, "prog.py", folder=folder, status=2 if strict else 0)
+        assert done.stdout == ("first\n" if strict else "first\nsecond\n")
+        assert done.stderr.count("hook target '__main__.work' does not exist: '__main__' has no 'work'") == 1
+
+    def test_a_script_without_a_main_part_says_why_it_cannot_be_hooked(self, folder: Path) -> None:
+        write(folder, prog='def work(): return "done"\nprint(work())')
+        write(folder, prog_hooks="from hookery import plugin_hook\n@plugin_hook('prog.work')\ndef sign(result): pass")
+        done = run_hookery("run", "--hook", "prog_hooks", "prog.py", folder=folder)
+        assert done.stdout == "done\n"
+        assert "prog is run as the program, and hooks cannot be put on what it defines" in done.stderr
+        assert "define what is hooked in a module that it imports" in done.stderr
 
 
 class TestWhoHasTheHooks:
@@ -443,3 +516,10 @@ class TestReadingCommandLines:
     )
     def test_what_is_an_interpreter(self, name: str, is_one: bool) -> None:
         assert command_lines.is_interpreter(name) is is_one
+
+    def test_the_helpers_of_multiprocessing_are_called_what_they_are(self) -> None:
+        tracker = ["python", "-s", "-c", "from multiprocessing.resource_tracker import main;main(5)"]
+        assert command_lines.short_name(tracker) == "multiprocessing resource tracker"
+        server = ["python", "-c", "from multiprocessing.forkserver import main; main(4, 5, ['__main__'])"]
+        assert command_lines.short_name(server) == "multiprocessing forkserver"
+        assert command_lines.short_name(["python", "-c", "from multiprocessing import Pool"]) == "python -c"
