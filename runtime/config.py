@@ -14,15 +14,19 @@ from runtime import platforms
 from runtime.core.errors import ConfigError, ModelLoadError
 from runtime.platforms import host_threads
 
+CHECK_ENV = "RUNTIME_CHECK_INTEGRITY"
+"""Environment variable that makes the scheduler check its pools."""
+
 ENVIRONMENT: Mapping[str, str] = {
     platforms.PLATFORM_ENV: "the platform to run on: an in-tree name or that of a platform plugin; unset: find out",
     platforms.CPU_ENV: "1: with no platform named and no plugin active, run on the CPU whatever torch sees",
     host_threads.WAIT_POLICY_ENV: "how OpenMP threads wait for each other; unset means PASSIVE in the scheduler",
+    CHECK_ENV: "1: whenever nothing runs, the scheduler checks that no KV slot has leaked; costs a pass over the pool",
     "HOOKERY_PLUGINS": "the installed hook plugins to load, comma-separated; unset: all but unselected platforms'",
 }
 """Every environment variable the runtime or its plugin loading reads, and what it is for."""
 
-DTYPES: Mapping[str, str] = {
+DTYPES: dict[str, str] = {
     "auto": "auto",
     "float32": "float32",
     "fp32": "float32",
@@ -34,17 +38,36 @@ DTYPES: Mapping[str, str] = {
 """Accepted spellings of a dtype and their torch names; auto is what the checkpoint says."""
 
 
+KV_CACHE_DTYPES: Mapping[str, str] = DTYPES | {
+    "fp8_e4m3": "float8_e4m3fn",
+    "float8_e4m3fn": "float8_e4m3fn",
+    "fp8_e5m2": "float8_e5m2",
+    "float8_e5m2": "float8_e5m2",
+}
+"""Accepted spellings of the KV cache's dtype and their torch names; auto is the dtype of the activations."""
+
+MAX_PAGE_SIZE = 64
+"""Slots of a page at most."""
+
+
 @dataclass(frozen=True)
 class ServerArgs:
     """Arguments of an engine; picklable, so that every process starts from the same ones.
 
     Attributes:
         model: local directory of a checkpoint in the Hugging Face layout.
-        dtype: dtype of weights, activations and KV cache; see `DTYPES`.
+        dtype: dtype of weights and activations; see `DTYPES`.
         max_running_requests: requests in one batch at most; None for the platform's default.
         max_prefill_tokens: prompt tokens in one forward pass at most; None for the platform's default.
         context_length: tokens of one sequence at most, prompt and output; None for what the model was made for.
-        max_total_tokens: KV slots; None to size the pool from the device's free memory.
+        max_total_tokens: KV slots, rounded down to whole pages; None to size the pool from the device's free memory.
+        page_size: KV slots per page, 1 to 64; None for the platform's default, which is 1 unless it says otherwise: a
+            page is the unit of what requests share, so that single slots lose nothing of a common prefix and leave
+            nothing unused at the end of a sequence. Larger pages are for attention kernels that want them.
+        chunked_prefill_size: prompt tokens in one forward pass at most, longer prompts being cut to it; None lets every
+            prompt run whole.
+        disable_radix_cache: compute every prompt anew instead of keeping the keys and values of earlier ones.
+        kv_cache_dtype: dtype that keys and values are stored in; see `KV_CACHE_DTYPES`.
         plugins: dotted names of plugin modules to load besides the installed ones.
         random_seed: seed of the default generators, which requests without a seed draw theirs from; None leaves
             them as the process started.
@@ -56,6 +79,10 @@ class ServerArgs:
     max_prefill_tokens: int | None = None
     context_length: int | None = None
     max_total_tokens: int | None = None
+    page_size: int | None = None
+    chunked_prefill_size: int | None = None
+    disable_radix_cache: bool = False
+    kv_cache_dtype: str = "auto"
     plugins: tuple[str, ...] = ()
     random_seed: int | None = None
 
@@ -71,23 +98,41 @@ class ServerArgs:
         dtype = DTYPES.get(self.dtype.lower())
         if dtype is None:
             raise ConfigError(f"dtype={self.dtype!r} is not known: use one of {', '.join(DTYPES)}")
-        for field in ("max_running_requests", "max_prefill_tokens", "context_length", "max_total_tokens"):
+        _check_str("kv_cache_dtype", self.kv_cache_dtype)
+        kv_cache_dtype = KV_CACHE_DTYPES.get(self.kv_cache_dtype.lower())
+        if kv_cache_dtype is None:
+            known = ", ".join(KV_CACHE_DTYPES)
+            raise ConfigError(f"kv_cache_dtype={self.kv_cache_dtype!r} is not known: use one of {known}")
+        for field in (
+            "max_running_requests",
+            "max_prefill_tokens",
+            "context_length",
+            "max_total_tokens",
+            "page_size",
+            "chunked_prefill_size",
+        ):
             if getattr(self, field) is not None:
                 _check_count(field, getattr(self, field))
+        if self.page_size is not None and self.page_size > MAX_PAGE_SIZE:
+            raise ConfigError(f"page_size={self.page_size} is not valid: it must be at most {MAX_PAGE_SIZE}")
+        if not isinstance(self.disable_radix_cache, bool):
+            raise ConfigError(
+                f"disable_radix_cache={self.disable_radix_cache!r} is not valid: it must be true or false"
+            )
         if self.random_seed is not None:
             _check_count("random_seed", self.random_seed, minimum=0)
         if not isinstance(self.plugins, tuple):
             raise ConfigError(f"plugins={self.plugins!r} is not valid: it must be a tuple of dotted module names")
         for plugin in self.plugins:
             _check_str("plugins", plugin)
-        return dataclasses.replace(self, model=_model_directory(self.model), dtype=dtype)
+        return dataclasses.replace(self, model=_model_directory(self.model), dtype=dtype, kv_cache_dtype=kv_cache_dtype)
 
     def with_platform_defaults(self) -> ServerArgs:
         """Resolved arguments in which the current platform has filled what was left open.
 
         Raises:
             ConfigError: an argument is not valid, the platform changed one that was given, or it left
-                `max_running_requests` or `max_prefill_tokens` open.
+                `max_running_requests`, `max_prefill_tokens` or `page_size` open.
             ModelLoadError: as `resolve`.
             PlatformError: no platform can be chosen.
         """
@@ -106,7 +151,7 @@ class ServerArgs:
                     f"platform {platform.device_name} changed {field.name} from {before!r} to {after!r}:"
                     " apply_server_args_defaults may only fill arguments that are None"
                 )
-        for name in ("max_running_requests", "max_prefill_tokens"):
+        for name in ("max_running_requests", "max_prefill_tokens", "page_size"):
             if getattr(filled, name) is None:
                 raise ConfigError(
                     f"platform {platform.device_name} left {name} open: its apply_server_args_defaults has to call"

@@ -13,6 +13,10 @@ class ConfigError(EngineError, ValueError):
     """An argument, an environment variable or a combination of them cannot be used."""
 
 
+class WrongClassError(ConfigError, TypeError):
+    """A class that a platform brings is not of the kind it stands in for."""
+
+
 class ModelLoadError(EngineError):
     """A model directory is missing, incomplete, damaged, or of a kind this runtime does not run."""
 

@@ -32,7 +32,10 @@ class Request:
         output_ids: generated token ids, an end-of-sequence token included.
         finish_reason: None while the request runs.
         req_pool_index: row in the `ReqToTokenPool`; None while it holds none.
-        kv_len: leading tokens of the sequence that own a KV slot.
+        kv_len: leading tokens of the sequence that have a KV slot.
+        cache_len: of those, leading ones whose slot belongs to the prefix cache; the others are the request's own.
+        cache_node: what keeps the prefix cache from dropping them; None while the request holds none of it.
+        arrival: its number among the requests of a scheduler; who comes first is served first.
         generator: the request's own `torch.Generator`, made by the sampler at the first draw.
     """
 
@@ -43,6 +46,9 @@ class Request:
     finish_reason: FinishReason | None = None
     req_pool_index: int | None = None
     kv_len: int = 0
+    cache_len: int = 0
+    cache_node: Any = None
+    arrival: int = 0
     generator: Any = None
 
     @property
@@ -54,6 +60,15 @@ class Request:
     def finished(self) -> bool:
         """Whether the request has ended."""
         return self.finish_reason is not None
+
+    def tokens(self, start: int, end: int) -> list[int]:
+        """The token ids at positions [start, end) of the sequence."""
+        prompt_len = len(self.input_ids)
+        if start >= prompt_len:
+            return self.output_ids[start - prompt_len : end - prompt_len]
+        if end <= prompt_len:
+            return self.input_ids[start:end]
+        return self.input_ids[start:] + self.output_ids[: end - prompt_len]
 
     def append_token(self, token_id: int, eos_token_ids: Container[int], context_length: int) -> None:
         """Add a generated token and decide whether it was the last.

@@ -78,6 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, metavar="S", default=None, help="seed of every prompt's own sampling")
     generate.add_argument("--dtype", metavar="D", default="auto", help=f"one of {', '.join(config.DTYPES)}")
     generate.add_argument(
+        "--kv-cache-dtype", metavar="D", default="auto", help=f"one of {', '.join(config.KV_CACHE_DTYPES)}"
+    )
+    generate.add_argument(
+        "--page-size", type=int, metavar="N", default=None, help="KV slots per page; the platform's default without it"
+    )
+    generate.add_argument(
+        "--chunked-prefill-size", type=int, metavar="N", default=None, help="cut prompts to N tokens per step"
+    )
+    generate.add_argument("--disable-radix-cache", action="store_true", help="compute every prompt anew")
+    generate.add_argument(
         "--plugin",
         action="append",
         metavar="MODULE",
@@ -107,7 +117,15 @@ def _generate(parsed: argparse.Namespace) -> int:
         top_k=parsed.top_k,
         seed=parsed.seed,
     )
-    with engine.Engine(parsed.model, dtype=parsed.dtype, plugins=tuple(parsed.plugins)) as served:
+    with engine.Engine(
+        parsed.model,
+        dtype=parsed.dtype,
+        page_size=parsed.page_size,
+        chunked_prefill_size=parsed.chunked_prefill_size,
+        disable_radix_cache=parsed.disable_radix_cache,
+        kv_cache_dtype=parsed.kv_cache_dtype,
+        plugins=tuple(parsed.plugins),
+    ) as served:
         started = time.perf_counter()
         if parsed.json:
             outputs = served.generate(parsed.prompts, sampling_params=params)

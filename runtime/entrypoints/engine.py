@@ -62,6 +62,10 @@ class Engine:
         max_prefill_tokens: prompt tokens of one step at most.
         context_length: tokens of prompt and output together; the model's own by default.
         max_total_tokens: KV slots of the pool; as many as are useful and fit the memory by default.
+        page_size: KV slots per page, 1 to 64; the platform's default, which is 1 unless it says otherwise.
+        chunked_prefill_size: prompt tokens of one step at most, longer prompts being cut to it; by default none is cut.
+        disable_radix_cache: compute every prompt anew instead of keeping the keys and values of earlier ones.
+        kv_cache_dtype: "auto" (as `dtype`), "float32", "bfloat16", "float16", "fp8_e4m3" or "fp8_e5m2".
         plugins: plugin modules to load beside the installed ones.
 
     Raises:
@@ -80,6 +84,10 @@ class Engine:
         max_prefill_tokens: int | None = None,
         context_length: int | None = None,
         max_total_tokens: int | None = None,
+        page_size: int | None = None,
+        chunked_prefill_size: int | None = None,
+        disable_radix_cache: bool = False,
+        kv_cache_dtype: str = "auto",
         plugins: Sequence[str] = (),
     ) -> None:
         if isinstance(plugins, str) or not all(isinstance(plugin, str) for plugin in plugins):
@@ -92,6 +100,10 @@ class Engine:
             max_prefill_tokens=max_prefill_tokens,
             context_length=context_length,
             max_total_tokens=max_total_tokens,
+            page_size=page_size,
+            chunked_prefill_size=chunked_prefill_size,
+            disable_radix_cache=disable_radix_cache,
+            kv_cache_dtype=kv_cache_dtype,
             plugins=tuple(plugins),
         ).resolve()
         self.tokenizer_manager = tokenizer_manager.TokenizerManager(self.server_args)

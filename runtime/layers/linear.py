@@ -30,6 +30,13 @@ class Linear:
             residual = residual + self.bias
         return torch.addmm(residual, x, self.weight.t())
 
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """Weight and bias, by the names that a checkpoint gives a layer called `name`."""
+        tensors = {f"{name}.weight": self.weight}
+        if self.bias is not None:
+            tensors[f"{name}.bias"] = self.bias
+        return tensors
+
 
 class MergedLinear(Linear):
     """Several linear layers on the same input as one matrix product; their outputs are concatenated.
@@ -57,3 +64,10 @@ class MergedLinear(Linear):
     def split_bias(self) -> tuple[torch.Tensor, ...]:
         """Each layer's [out_i] bias, as views; empty without bias."""
         return self.bias.split_with_sizes(self.out_features) if self.bias is not None else ()
+
+    def merged_tensors(self, *names: str) -> dict[str, torch.Tensor]:
+        """Each layer's part of weight and bias, by the names that a checkpoint gives the layers `names`, in order."""
+        tensors = {f"{name}.weight": part for name, part in zip(names, self.split_weight(), strict=True)}
+        if self.bias is not None:
+            tensors |= {f"{name}.bias": part for name, part in zip(names, self.split_bias(), strict=True)}
+        return tensors

@@ -1,23 +1,25 @@
 """Pools: which slots a sequence owns, and the keys and values in the slots.
 
-A *slot* holds the key and value of one token in every layer. Slot 0 and row 0 belong to nobody: they are the sink
-that padding reads from and writes to.
+A *slot* holds what attention keeps of one token in every layer. Slots come in *pages* of `page_size`: page p is slots
+p * page_size to (p + 1) * page_size - 1 (PagedAttention, Kwon et al. 2023, arXiv:2309.06180). Page 0 and row 0 belong
+to nobody: they are the sink that padding reads from and writes to.
 """
 
 from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from typing import Literal, overload
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 
-from runtime import platforms
+from runtime.config import MAX_PAGE_SIZE
 from runtime.core.errors import ConfigError, EngineError
 
 
-class AttentionKind(enum.Enum):
-    """Kinds of attention, by what they keep of a token."""
+class AttentionKind(str, enum.Enum):
+    """Kinds of attention, by what they keep of a token; each is equal to its value."""
 
     MHA = "mha"
     """Keys and values of each head: multi-head and grouped-query attention."""
@@ -25,6 +27,10 @@ class AttentionKind(enum.Enum):
     """One compressed vector: multi-head latent attention."""
     NSA = "nsa"
     """MLA with an index of what is worth attending to: native sparse attention."""
+
+
+COPY_CHUNK = 8192
+"""Slots that a copy to or from the host moves at a time, so that it needs little memory on the device."""
 
 
 class ReqToTokenPool:
@@ -72,20 +78,32 @@ class ReqToTokenPool:
 
 
 class KVCache(ABC):
-    """Storage of keys and values for `size` slots, ids 1 to `size`, in `layer_num` layers.
+    """Storage of what attention keeps of `size` tokens, in slots from `page_size` on, in `layer_num` layers.
 
     Attributes:
-        size: slots that can be handed out.
-        page_size: slots per page; the first page is the padding sink.
-        dtype: dtype of what `get_key_buffer` and `get_value_buffer` return.
+        size: slots that can be handed out; a multiple of `page_size`.
+        page_size: slots per page, 1 to 64; the first page is the padding sink.
+        dtype: dtype of what the `get_` methods return.
+        store_dtype: dtype of the memory; uint8 for the 8-bit floats, for which torch lacks indexed copies.
         layer_num: layers, ids from 0.
         device: where the buffers are.
+
+    Raises:
+        ConfigError: `page_size` is out of range, or `size` is not a multiple of it.
     """
 
+    bytes_per_token: ClassVar[Callable[..., int]]
+    """`bytes_per_token(dtype=..., **sizes)`: bytes one slot takes in all layers, before there is a pool."""
+
     def __init__(self, size: int, page_size: int, dtype: torch.dtype, layer_num: int, device: torch.device) -> None:
+        if not 1 <= page_size <= MAX_PAGE_SIZE:
+            raise ConfigError(f"page_size={page_size} is not valid: a page has 1 to {MAX_PAGE_SIZE} slots")
+        if size < 1 or size % page_size:
+            raise ConfigError(f"a KV pool of {size} slots cannot be made: it must be whole pages of {page_size}")
         self.size = size
         self.page_size = page_size
         self.dtype = dtype
+        self.store_dtype = torch.uint8 if dtype.itemsize == 1 else dtype
         self.layer_num = layer_num
         self.device = device
 
@@ -105,12 +123,64 @@ class KVCache(ABC):
     def set_kv_buffer(self, layer_id: int, loc: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Put the keys and values of T tokens of one layer into the slots `loc` ([T] int64)."""
 
+    @abstractmethod
+    def storage(self) -> list[torch.Tensor]:
+        """Every buffer there is, in `store_dtype`; dimension 0 is the slot. What host copies are made of."""
+
+    def get_cpu_copy(self, indices: torch.Tensor) -> list[list[torch.Tensor]]:
+        """What the slots `indices` ([N] int64) hold, in host memory: for each buffer of `storage`, its pieces.
+
+        The copy is for `load_cpu_copy` and for a pool of the same class and shape.
+        """
+        return [
+            [buffer.index_select(0, chunk).to("cpu") for chunk in indices.split(COPY_CHUNK)]
+            for buffer in self.storage()
+        ]
+
+    def load_cpu_copy(self, copy: list[list[torch.Tensor]], indices: torch.Tensor) -> None:
+        """Put what `get_cpu_copy` gave into the slots `indices` ([N] int64), which need not be the same ones.
+
+        Raises:
+            EngineError: the copy is of another number of slots or buffers; nothing is written then.
+        """
+        buffers = self.storage()
+        copied = [sum(piece.shape[0] for piece in pieces) for pieces in copy]
+        if copied != [indices.numel()] * len(buffers):
+            raise EngineError(
+                f"a host copy of {copied[0] if copied else 0} slots in {len(copied)} buffers cannot be put into"
+                f" {indices.numel()} slots of {len(buffers)} buffers; load it into as many slots of a pool like the one"
+                " it is from"
+            )
+        for buffer, pieces in zip(buffers, copy, strict=True):
+            for chunk, piece in zip(indices.split(COPY_CHUNK), pieces, strict=True):
+                buffer.index_copy_(0, chunk, piece.to(buffer.device))
+
+    def _new_buffer(self, *shape: int) -> torch.Tensor:
+        """[size + page_size, *shape] in `store_dtype`, the sink zeroed."""
+        # Not zeroed as a whole: a slot is written before it is read, and a host then commits memory only as slots come
+        # into use. The sink is read by padding and has to be finite.
+        buffer = torch.empty((self.size + self.page_size, *shape), dtype=self.store_dtype, device=self.device)
+        buffer[: self.page_size].zero_()
+        return buffer
+
+    def _to_store(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` as the memory holds them."""
+        if values.dtype is not self.dtype:
+            limit = torch.finfo(self.dtype).max
+            if limit < torch.finfo(values.dtype).max:
+                values = values.clamp(-limit, limit)  # what a narrow dtype cannot hold would be an infinity or a NaN
+            values = values.to(self.dtype)
+        return values if self.store_dtype is self.dtype else values.view(self.store_dtype)
+
+    def _from_store(self, buffer: torch.Tensor) -> torch.Tensor:
+        return buffer if self.store_dtype is self.dtype else buffer.view(self.dtype)
+
 
 class MHATokenToKVPool(KVCache):
     """Keys and values of multi-head attention (grouped-query included): per layer two [size + page_size, heads, dim].
 
     A platform that wants another layout subclasses this, overrides `_create_buffers` and what reads and writes them,
-    and returns it from `get_mha_kv_pool_cls`.
+    and returns it from `get_mha_kv_pool_cls`. `v_head_dim` is the width of a value where it is not that of a key.
     """
 
     def __init__(
@@ -122,97 +192,152 @@ class MHATokenToKVPool(KVCache):
         head_dim: int,
         layer_num: int,
         device: torch.device,
+        v_head_dim: int | None = None,
     ) -> None:
         super().__init__(size, page_size, dtype, layer_num, device)
         self.head_num = head_num
         self.head_dim = head_dim
+        self.v_head_dim = head_dim if v_head_dim is None else v_head_dim
         self.k_buffer: list[torch.Tensor] = []
         self.v_buffer: list[torch.Tensor] = []
         self._create_buffers()
 
     def _create_buffers(self) -> None:
-        shape = (self.size + self.page_size, self.head_num, self.head_dim)
         for _ in range(self.layer_num):
-            for buffers in (self.k_buffer, self.v_buffer):
-                # Not zeroed as a whole: a slot is written before it is read, and a host then commits memory only as
-                # slots come into use. The sink is read by padding and has to be finite.
-                buffer = torch.empty(shape, dtype=self.dtype, device=self.device)
-                buffer[: self.page_size].zero_()
-                buffers.append(buffer)
+            self.k_buffer.append(self._new_buffer(self.head_num, self.head_dim))
+            self.v_buffer.append(self._new_buffer(self.head_num, self.v_head_dim))
 
     @classmethod
-    def bytes_per_token(cls, dtype: torch.dtype, head_num: int, head_dim: int, layer_num: int) -> int:
+    def bytes_per_token(
+        cls, dtype: torch.dtype, head_num: int, head_dim: int, layer_num: int, v_head_dim: int | None = None
+    ) -> int:
         """Bytes one slot takes in all layers, keys and values."""
-        return 2 * layer_num * head_num * head_dim * dtype.itemsize
+        return layer_num * head_num * (head_dim + (head_dim if v_head_dim is None else v_head_dim)) * dtype.itemsize
 
     def get_key_buffer(self, layer_id: int) -> torch.Tensor:
         """[size + page_size, heads, dim] keys of one layer."""
-        return self.k_buffer[layer_id]
+        return self._from_store(self.k_buffer[layer_id])
 
     def get_value_buffer(self, layer_id: int) -> torch.Tensor:
-        """[size + page_size, heads, dim] values of one layer."""
-        return self.v_buffer[layer_id]
+        """[size + page_size, heads, v_head_dim] values of one layer."""
+        return self._from_store(self.v_buffer[layer_id])
 
     def set_kv_buffer(self, layer_id: int, loc: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Put `k` and `v`, both [T, heads, dim] in the pool's dtype, into the slots `loc` ([T] int64)."""
-        self.k_buffer[layer_id].index_copy_(0, loc, k)
-        self.v_buffer[layer_id].index_copy_(0, loc, v)
+        """Put `k` ([T, heads, dim]) and `v` ([T, heads, v_head_dim]) into the slots `loc` ([T] int64).
+
+        Another dtype than the pool's is converted; what the pool's cannot hold becomes the largest number it can.
+        """
+        self.k_buffer[layer_id].index_copy_(0, loc, self._to_store(k))
+        self.v_buffer[layer_id].index_copy_(0, loc, self._to_store(v))
+
+    def storage(self) -> list[torch.Tensor]:
+        """See `KVCache.storage`."""
+        return [*self.k_buffer, *self.v_buffer]
 
 
-IN_TREE_KV_POOLS: dict[AttentionKind, type[KVCache]] = {AttentionKind.MHA: MHATokenToKVPool}
-"""The pools that the runtime has itself; the platform's must be a subclass where there is one."""
+class MLATokenToKVPool(KVCache):
+    """What multi-head latent attention keeps (DeepSeek-V2, arXiv:2405.04434): per layer one tensor
+    [size + page_size, 1, kv_lora_rank + qk_rope_head_dim], the compressed vector followed by the rotated key.
 
-
-@overload
-def resolve_kv_pool_cls(kind: Literal[AttentionKind.MHA]) -> type[MHATokenToKVPool]: ...
-@overload
-def resolve_kv_pool_cls(kind: AttentionKind) -> type[KVCache]: ...
-def resolve_kv_pool_cls(kind: AttentionKind) -> type[KVCache]:
-    """The pool class for one kind of attention: the current platform's or, if it brings none, the in-tree one.
-
-    Raises:
-        ConfigError: the platform's class cannot be imported or is of the wrong kind, or there is no class at all.
+    The whole row is the key of the one head that all query heads share, its first `kv_lora_rank` columns are the value.
     """
-    platform = platforms.current_platform
-    if kind is AttentionKind.MHA:
-        chosen, factory = platform.get_mha_kv_pool_cls(), "get_mha_kv_pool_cls"
-    elif kind is AttentionKind.MLA:
-        chosen, factory = platform.get_mla_kv_pool_cls(), "get_mla_kv_pool_cls"
-    else:
-        chosen, factory = platform.get_nsa_kv_pool_cls(), "get_nsa_kv_pool_cls"
-    in_tree = IN_TREE_KV_POOLS.get(kind)
-    if chosen is not None:
-        base: type[KVCache] = in_tree or KVCache
-        return platforms.resolve_class(chosen, base, f"KV pool from {factory}")
-    if in_tree is None:
-        raise ConfigError(
-            f"there is no KV pool for {kind.value.upper()} attention: the runtime has none, and platform"
-            f" {platform.device_name} brings none ({factory} returned None)"
-        )
-    return in_tree
+
+    def __init__(
+        self,
+        size: int,
+        page_size: int,
+        dtype: torch.dtype,
+        kv_lora_rank: int,
+        qk_rope_head_dim: int,
+        layer_num: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__(size, page_size, dtype, layer_num, device)
+        self.kv_lora_rank = kv_lora_rank
+        self.qk_rope_head_dim = qk_rope_head_dim
+        self.kv_buffer: list[torch.Tensor] = []
+        self._create_buffers()
+
+    def _create_buffers(self) -> None:
+        width = self.kv_lora_rank + self.qk_rope_head_dim
+        self.kv_buffer = [self._new_buffer(1, width) for _ in range(self.layer_num)]
+
+    @classmethod
+    def bytes_per_token(cls, dtype: torch.dtype, kv_lora_rank: int, qk_rope_head_dim: int, layer_num: int) -> int:
+        """Bytes one slot takes in all layers."""
+        return layer_num * (kv_lora_rank + qk_rope_head_dim) * dtype.itemsize
+
+    def get_key_buffer(self, layer_id: int) -> torch.Tensor:
+        """[size + page_size, 1, kv_lora_rank + qk_rope_head_dim] rows of one layer."""
+        return self._from_store(self.kv_buffer[layer_id])
+
+    def get_value_buffer(self, layer_id: int) -> torch.Tensor:
+        """[size + page_size, 1, kv_lora_rank] compressed vectors of one layer, a view of its keys."""
+        return self.get_key_buffer(layer_id)[..., : self.kv_lora_rank]
+
+    def set_mla_kv_buffer(self, layer_id: int, loc: torch.Tensor, k_nope: torch.Tensor, k_rope: torch.Tensor) -> None:
+        """Put T tokens into the slots `loc` ([T] int64); another dtype than the pool's is converted.
+
+        Args:
+            layer_id: the layer.
+            loc: [T] int64 slots.
+            k_nope: [T, kv_lora_rank] compressed vectors.
+            k_rope: [T, qk_rope_head_dim] rotated keys.
+        """
+        rows = self.kv_buffer[layer_id][:, 0]
+        rows[:, : self.kv_lora_rank].index_copy_(0, loc, self._to_store(k_nope))
+        rows[:, self.kv_lora_rank :].index_copy_(0, loc, self._to_store(k_rope))
+
+    def set_kv_buffer(self, layer_id: int, loc: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Put whole rows `k` ([T, 1, kv_lora_rank + qk_rope_head_dim]) into the slots `loc` ([T] int64).
+
+        Of what keys and values share, `v` ([T, 1, kv_lora_rank]) is what is written.
+        """
+        self.set_mla_kv_buffer(layer_id, loc, v[:, 0], k[:, 0, self.kv_lora_rank :])
+
+    def storage(self) -> list[torch.Tensor]:
+        """See `KVCache.storage`."""
+        return list(self.kv_buffer)
 
 
-def create_kv_pool(
-    *,
-    size: int,
-    page_size: int,
-    dtype: torch.dtype,
-    head_num: int,
-    head_dim: int,
-    layer_num: int,
-    device: torch.device,
-) -> MHATokenToKVPool:
-    """Make the KV pool of the current platform for multi-head attention; the arguments are those of `MHATokenToKVPool`.
+class NSATokenToKVPool(MLATokenToKVPool):
+    """What sparse attention over latents keeps (DeepSeek-V3.2): as MLA, and per layer the keys of the index that
+    chooses which tokens are attended to, [size + page_size, index_head_dim]."""
 
-    Raises:
-        ConfigError: the platform's class cannot be imported or is no subclass of `MHATokenToKVPool`.
-    """
-    return resolve_kv_pool_cls(AttentionKind.MHA)(
-        size=size,
-        page_size=page_size,
-        dtype=dtype,
-        head_num=head_num,
-        head_dim=head_dim,
-        layer_num=layer_num,
-        device=device,
-    )
+    def __init__(
+        self,
+        size: int,
+        page_size: int,
+        dtype: torch.dtype,
+        kv_lora_rank: int,
+        qk_rope_head_dim: int,
+        layer_num: int,
+        device: torch.device,
+        index_head_dim: int,
+    ) -> None:
+        self.index_head_dim = index_head_dim
+        self.index_k_buffer: list[torch.Tensor] = []
+        super().__init__(size, page_size, dtype, kv_lora_rank, qk_rope_head_dim, layer_num, device)
+
+    def _create_buffers(self) -> None:
+        super()._create_buffers()
+        self.index_k_buffer = [self._new_buffer(self.index_head_dim) for _ in range(self.layer_num)]
+
+    @classmethod
+    def bytes_per_token(  # type: ignore[override]  # this pool is made with one size more
+        cls, dtype: torch.dtype, kv_lora_rank: int, qk_rope_head_dim: int, layer_num: int, index_head_dim: int
+    ) -> int:
+        """Bytes one slot takes in all layers."""
+        return layer_num * (kv_lora_rank + qk_rope_head_dim + index_head_dim) * dtype.itemsize
+
+    def get_index_k_buffer(self, layer_id: int) -> torch.Tensor:
+        """[size + page_size, index_head_dim] index keys of one layer."""
+        return self._from_store(self.index_k_buffer[layer_id])
+
+    def set_index_k_buffer(self, layer_id: int, loc: torch.Tensor, index_k: torch.Tensor) -> None:
+        """Put the index keys ([T, index_head_dim]) of T tokens into the slots `loc` ([T] int64)."""
+        self.index_k_buffer[layer_id].index_copy_(0, loc, self._to_store(index_k))
+
+    def storage(self) -> list[torch.Tensor]:
+        """See `KVCache.storage`."""
+        return [*super().storage(), *self.index_k_buffer]

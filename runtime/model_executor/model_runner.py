@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-import runtime.mem_cache.allocator as allocator
 import runtime.mem_cache.memory_pool as memory_pool
+import runtime.mem_cache.pool_selection as pool_selection
+import runtime.mem_cache.radix_cache as radix_cache
 import runtime.models.loader as loader
 import runtime.sampling.logits_processor as logits_processor
 import runtime.sampling.sampler as sampler
@@ -23,12 +24,6 @@ from runtime.model_executor.graph_runner import GraphRunner
 
 logger = logging.getLogger(__name__)
 
-MEMORY_FRACTION = 0.8
-"""Part of the memory left after loading that the KV pool may take; the rest is for activations."""
-
-PAGE_SIZE = 1
-"""Slots are handed out one by one."""
-
 
 class ModelRunner:
     """Everything between a scheduler and a device.
@@ -38,13 +33,17 @@ class ModelRunner:
         max_running_requests: requests in one batch at most.
         max_prefill_tokens: prompt tokens in one forward pass at most.
         device: where the model runs.
-        dtype: dtype of weights, activations and KV cache.
+        dtype: dtype of weights and activations.
+        page_size: KV slots per page.
+        kv_cache_dtype: dtype that keys and values are stored in.
         model, model_config: the loaded model and its configuration.
         context_length: tokens of one sequence at most.
         eos_token_ids: tokens that end a sequence.
         vocab_size: width of the logits.
-        max_total_tokens: KV slots there are.
+        max_total_tokens: KV slots there are, in whole pages.
         req_to_token_pool, token_to_kv_pool, token_to_kv_pool_allocator: the pools.
+        prefix_cache: what is kept of sequences that ran; None where that is switched off.
+        batch_builder: gives requests their rows and slots.
         attention_backend: the platform's, shared by all layers.
         graph_runner: what replays recorded steps; None where every step runs as it is written.
 
@@ -60,6 +59,7 @@ class ModelRunner:
         self.server_args = server_args.with_platform_defaults()
         assert self.server_args.max_running_requests is not None, "checked above"
         assert self.server_args.max_prefill_tokens is not None, "checked above"
+        assert self.server_args.page_size is not None, "checked above"
         self.max_running_requests = self.server_args.max_running_requests
         self.max_prefill_tokens = self.server_args.max_prefill_tokens
         _, self.model_config = loader.load_config(self.server_args.model)
@@ -69,8 +69,10 @@ class ModelRunner:
                 f"dtype {self.dtype} is not supported on {platform.device_name}: use one of"
                 f" {', '.join(capabilities.dtypes)}"
             )
+        self.page_size = self.server_args.page_size
+        self.kv_cache_dtype = self._resolve_kv_cache_dtype()
         graph_runner_cls = self._graph_runner_cls(capabilities)
-        self.kv_pool_cls = memory_pool.resolve_kv_pool_cls(self.model_config.attention_kind)
+        self.kv_pool_cls = pool_selection.resolve_kv_pool_cls(self.model_config.attention_kind)
         platform.init_backend()
         self.device = platform.get_device(0)
         platform.set_device(self.device)
@@ -81,7 +83,14 @@ class ModelRunner:
         self.vocab_size = self.model_config.vocab_size
         self.model, _ = loader.load_model(self.server_args.model, self.dtype, self.device)
         platform.post_load_model(self.model)
-        self.max_total_tokens = self._resolve_max_total_tokens()
+        self.max_total_tokens = pool_selection.num_kv_slots(
+            self.kv_pool_cls,
+            dtype=self.kv_cache_dtype,
+            page_size=self.page_size,
+            kv_pool_args=self.model_config.kv_pool_args(),
+            useful=self.max_running_requests * self.context_length,
+            asked=self.server_args.max_total_tokens,
+        )
         try:
             self._create_pools()
         except RuntimeError as error:  # torch says so when it cannot allocate
@@ -102,9 +111,11 @@ class ModelRunner:
             self.max_total_tokens,
         )
 
-    def prepare_forward_batch(self, extends: Sequence[Request], decodes: Sequence[Request]) -> ForwardBatch:
+    def prepare_forward_batch(
+        self, extends: Sequence[Request], decodes: Sequence[Request], extend_lens: Sequence[int] | None = None
+    ) -> ForwardBatch:
         """Assemble one forward pass and take what it needs from the pools; see `BatchBuilder.build`."""
-        return self.batch_builder.build(extends, decodes)
+        return self.batch_builder.build(extends, decodes, extend_lens)
 
     def release(self, request: Request) -> None:
         """Give back what a request holds of the pools; see `BatchBuilder.release`."""
@@ -140,51 +151,33 @@ class ModelRunner:
         what = "graph runner from get_graph_runner_cls"
         return platforms.resolve_class(chosen, GraphRunner, what)  # type: ignore[type-abstract]
 
+    def _resolve_kv_cache_dtype(self) -> torch.dtype:
+        asked = self.server_args.kv_cache_dtype
+        if asked == "auto":
+            return self.dtype
+        dtype: torch.dtype = getattr(torch, asked)
+        return dtype
+
     def _resolve_context_length(self) -> int:
-        limit = self.model_config.max_position_embeddings
+        limit = self.model_config.max_context_length
         asked = self.server_args.context_length
         if asked is not None and asked > limit:
             raise ConfigError(f"context_length={asked} is more than the model was made for: at most {limit}")
-        return limit if asked is None else asked
-
-    def _resolve_max_total_tokens(self) -> int:
-        """KV slots: what was asked for or what memory allows, and never more than all requests can fill."""
-        bytes_per_token = self.kv_pool_cls.bytes_per_token(
-            dtype=self.dtype,
-            head_num=self.model_config.num_key_value_heads,
-            head_dim=self.model_config.head_dim,
-            layer_num=self.model_config.num_hidden_layers,
-        )
-        # Loading leaves buffers behind that are free once it has finished.
-        platforms.current_platform.synchronize()
-        platforms.current_platform.empty_cache()
-        free, _ = platforms.current_platform.get_available_memory()
-        budget = int(free * MEMORY_FRACTION) // bytes_per_token - PAGE_SIZE
-        asked = self.server_args.max_total_tokens
-        useful = self.max_running_requests * self.context_length
-        if asked is not None and min(asked, useful) > budget:
-            raise ConfigError(
-                f"max_total_tokens={asked} needs {asked * bytes_per_token / 2**30:.1f} GiB, "
-                f"{free * MEMORY_FRACTION / 2**30:.1f} GiB can be used: ask for at most {budget}"
-            )
-        if budget < 1:
-            raise PlatformError(f"no memory for a KV pool: {free} bytes free, one token takes {bytes_per_token}")
-        return min(budget if asked is None else asked, useful)
+        return self.model_config.max_position_embeddings if asked is None else asked
 
     def _create_pools(self) -> None:
         config = self.model_config
         self.req_to_token_pool = memory_pool.ReqToTokenPool(self.max_running_requests, self.context_length, self.device)
-        self.token_to_kv_pool = memory_pool.create_kv_pool(
+        self.token_to_kv_pool = pool_selection.create_kv_pool(
+            self.kv_pool_cls,
             size=self.max_total_tokens,
-            page_size=PAGE_SIZE,
-            dtype=self.dtype,
-            head_num=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            layer_num=config.num_hidden_layers,
+            page_size=self.page_size,
+            dtype=self.kv_cache_dtype,
+            kv_pool_args=config.kv_pool_args(),
             device=self.device,
         )
-        self.token_to_kv_pool_allocator = allocator.create_token_to_kv_pool_allocator(
-            size=self.max_total_tokens, device=self.device
+        self.token_to_kv_pool_allocator = pool_selection.create_allocator(
+            size=self.max_total_tokens, page_size=self.page_size, device=self.device
         )
         backend_cls = platforms.resolve_class(
             platforms.current_platform.get_default_attention_backend(),
@@ -194,8 +187,14 @@ class ModelRunner:
         self.attention_backend = backend_cls(
             self.req_to_token_pool,
             self.token_to_kv_pool,
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
+            config.attention_config(),
+            self.dtype,
         )
-        self.batch_builder = BatchBuilder(self.req_to_token_pool, self.token_to_kv_pool_allocator, self.device)
+        self.prefix_cache = (
+            None
+            if self.server_args.disable_radix_cache
+            else radix_cache.RadixCache(page_size=self.page_size, device=self.device)
+        )
+        self.batch_builder = BatchBuilder(
+            self.req_to_token_pool, self.token_to_kv_pool_allocator, self.device, self.prefix_cache
+        )

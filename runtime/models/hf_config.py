@@ -12,11 +12,10 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from runtime.core.errors import ModelLoadError
-from runtime.layers.rotary import ROPE_TYPES, RopeConfig
-from runtime.mem_cache.memory_pool import AttentionKind
+from runtime.layers.rotary import ROPE_TYPES, RopeConfig, yarn_mscale
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
@@ -33,18 +32,27 @@ class JsonObject:
         """Whether the field is there and not null."""
         return self.values.get(field) is not None
 
-    def integer(self, field: str, default: int | None = None, *, minimum: int = 1) -> int:
+    def spelling(self, *fields: str) -> str:
+        """Which of several spellings of a field is there; the first if none is."""
+        return next((field for field in fields if self.has(field)), fields[0])
+
+    def integer(self, field: str, default: int | None = None, *, minimum: int = 1, maximum: int | None = None) -> int:
         """An integer field; without `default` it is required."""
         value = self._get(field, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise self.error(field, f"must be an integer >= {minimum}, not {value!r}")
+        if maximum is not None and value > maximum:
+            raise self.error(field, f"must be an integer <= {maximum}, not {value}")
         return value
 
-    def number(self, field: str, default: float | None = None) -> float:
-        """A positive finite number; without `default` it is required."""
+    def number(self, field: str, default: float | None = None, *, minimum: float | None = None) -> float:
+        """A finite number, positive or, if given, at least `minimum`; without `default` it is required."""
         value = self._get(field, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise self.error(field, f"must be a number > 0, not {value!r}")
+        bound = "> 0" if minimum is None else f">= {minimum:g}"
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise self.error(field, f"must be a number {bound}, not {value!r}")
+        if value < minimum if minimum is not None else value == 0:
+            raise self.error(field, f"must be a number {bound}, not {value!r}")
         return float(value)
 
     def boolean(self, field: str, default: bool) -> bool:
@@ -60,6 +68,16 @@ class JsonObject:
         if not isinstance(value, str):
             raise self.error(field, f"must be a string, not {value!r}")
         return value
+
+    def expect(self, field: str, *allowed: Any) -> None:
+        """Refuse a field whose value is none of `allowed`, the values that mean what is implemented.
+
+        A field that is absent or null is fine.
+        """
+        value = self.values.get(field)
+        if value is not None and value not in allowed:
+            meant = " or ".join(repr(each) for each in allowed) or "nothing"
+            raise self.error(field, f"is {value!r}: only {meant} is implemented")
 
     def token_ids(self, field: str) -> frozenset[int]:
         """A token id or a list of them; empty if the field is absent."""
@@ -100,112 +118,27 @@ def read_json_object(path: str) -> JsonObject:
     return JsonObject(path, values)
 
 
-@dataclass(frozen=True)
-class LlamaConfig:
-    """A Llama-architecture model.
+ROPE_FIELDS = frozenset(
+    (
+        *("rope_type", "type", "rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings"),
+        *("low_freq_factor", "high_freq_factor"),
+        *("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate"),
+    )
+)
+"""Fields of `rope_parameters` and `rope_scaling` that are understood."""
 
-    Attributes:
-        attention_kind: which kind of KV pool it needs.
-        vocab_size: rows of the token table.
-        hidden_size: width of the residual stream.
-        intermediate_size: width of the feed-forward layer.
-        num_hidden_layers: layers.
-        num_attention_heads: query heads.
-        num_key_value_heads: key and value heads; divides `num_attention_heads`.
-        head_dim: width of a head; even.
-        max_position_embeddings: tokens of one sequence at most.
-        rms_norm_eps: epsilon of the norms.
-        tie_word_embeddings: whether the output projection is the token table.
-        attention_bias: whether q, k, v and o have biases.
-        mlp_bias: whether gate, up and down have biases.
-        rope: rotary embedding.
-        dtype: dtype the checkpoint names, by its torch name, or None.
-        eos_token_ids: tokens that end a sequence; may be empty.
-        bos_token_id: token that begins one, or None.
+
+def read_rope_config(config: JsonObject, max_position_embeddings: int, default_theta: float = 10000.0) -> RopeConfig:
+    """The rotary embedding that a configuration asks for, in either spelling.
+
+    Args:
+        config: the object in `config.json`.
+        max_position_embeddings: the model's context length, in tokens.
+        default_theta: base of the wavelengths where the configuration names none.
+
+    Raises:
+        ModelLoadError: a field is ill-typed, missing, or asks for what is not implemented.
     """
-
-    attention_kind: ClassVar[Literal[AttentionKind.MHA]] = AttentionKind.MHA
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int
-    rms_norm_eps: float
-    tie_word_embeddings: bool
-    attention_bias: bool
-    mlp_bias: bool
-    rope: RopeConfig
-    dtype: str | None
-    eos_token_ids: frozenset[int]
-    bos_token_id: int | None
-
-    @classmethod
-    def from_hf(
-        cls,
-        values: Mapping[str, Any],
-        generation: Mapping[str, Any] | None = None,
-        *,
-        source: str = CONFIG_FILE,
-        generation_source: str = GENERATION_CONFIG_FILE,
-    ) -> LlamaConfig:
-        """Read the contents of `config.json` and, if there is one, of `generation_config.json`.
-
-        Args:
-            values: the object in `config.json`.
-            generation: the object in `generation_config.json`; its end-of-sequence tokens win, as in transformers.
-            source: what error messages call the first.
-            generation_source: what error messages call the second.
-
-        Raises:
-            ModelLoadError: a field is missing, of the wrong type, contradicts another, or asks for what is not
-                implemented; one line that names file and field.
-        """
-        config = JsonObject(source, values)
-        hidden_act = config.string("hidden_act", "silu")
-        if hidden_act not in ("silu", "swish"):
-            raise config.error("hidden_act", f"is {hidden_act!r}: only silu is implemented")
-        if config.has("quantization_config"):
-            raise config.error("quantization_config", "is set: quantized checkpoints are not implemented")
-        heads = config.integer("num_attention_heads")
-        kv_heads = config.integer("num_key_value_heads", heads)
-        if heads % kv_heads:
-            raise config.error("num_key_value_heads", f"is {kv_heads}: it must divide num_attention_heads={heads}")
-        hidden_size = config.integer("hidden_size")
-        if not config.has("head_dim") and hidden_size % heads:
-            raise config.error("hidden_size", f"is {hidden_size}: it must be a multiple of {heads} heads")
-        head_dim = config.integer("head_dim", hidden_size // heads)
-        if head_dim % 2:
-            raise config.error("head_dim", f"is {head_dim}: rotary embedding needs an even number")
-        max_position_embeddings = config.integer("max_position_embeddings", 2048)
-        dtype_field = "dtype" if config.has("dtype") else "torch_dtype"
-        eos_token_ids = config.token_ids("eos_token_id")
-        if generation is not None:
-            eos_token_ids = JsonObject(generation_source, generation).token_ids("eos_token_id") or eos_token_ids
-        return cls(
-            vocab_size=config.integer("vocab_size"),
-            hidden_size=hidden_size,
-            intermediate_size=config.integer("intermediate_size"),
-            num_hidden_layers=config.integer("num_hidden_layers"),
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
-            head_dim=head_dim,
-            max_position_embeddings=max_position_embeddings,
-            rms_norm_eps=config.number("rms_norm_eps", 1e-6),
-            tie_word_embeddings=config.boolean("tie_word_embeddings", False),
-            attention_bias=config.boolean("attention_bias", False),
-            mlp_bias=config.boolean("mlp_bias", False),
-            rope=_rope_config(config, max_position_embeddings),
-            dtype=config.string(dtype_field, "").removeprefix("torch.") or None,
-            eos_token_ids=eos_token_ids,
-            bos_token_id=config.integer("bos_token_id", minimum=0) if config.has("bos_token_id") else None,
-        )
-
-
-def _rope_config(config: JsonObject, max_position_embeddings: int) -> RopeConfig:
     # transformers' order: rope_scaling if it says anything, else rope_parameters; what they lack is at the top level.
     field = "rope_scaling" if config.values.get("rope_scaling") else "rope_parameters"
     nested = config.values.get(field) or {}
@@ -221,25 +154,48 @@ def _rope_config(config: JsonObject, max_position_embeddings: int) -> RopeConfig
     rope_type = rope.string("rope_type", rope.string("type", "default"))
     if rope_type not in ROPE_TYPES:
         raise rope.error("rope_type", f"is {rope_type!r}: implemented are {', '.join(ROPE_TYPES)}")
-    rope_theta = rope.number("rope_theta", 10000.0)
+    unknown = sorted(name for name, value in nested.items() if name not in ROPE_FIELDS and value is not None)
+    if unknown:
+        raise rope.error(unknown[0], "is not implemented")
+    rope_theta = rope.number("rope_theta", default_theta)
     if rope_type == "default":
         return RopeConfig(rope_theta=rope_theta)
-    factor = rope.number("factor")
-    if rope_type == "linear":
-        return RopeConfig(rope_type="linear", rope_theta=rope_theta, factor=factor)
-    # As in transformers, a length at the top level wins over the nested one.
+    # As in transformers, a length at the top level wins over the nested one; the dynamic type knows neither.
     owner = config if config.has("original_max_position_embeddings") else rope
-    llama3 = RopeConfig(
-        rope_type="llama3",
-        rope_theta=rope_theta,
-        factor=factor,
-        low_freq_factor=rope.number("low_freq_factor"),
-        high_freq_factor=rope.number("high_freq_factor"),
-        original_max_position_embeddings=owner.integer("original_max_position_embeddings", max_position_embeddings),
+    original = owner.integer("original_max_position_embeddings", max_position_embeddings)
+    ratio = max_position_embeddings / original
+    common: dict[str, Any] = {
+        "rope_type": rope_type,
+        "rope_theta": rope_theta,
+        "factor": rope.number("factor", ratio if rope_type == "yarn" else None),
+        "mscale_all_dim": rope.number("mscale_all_dim", minimum=0.0) if rope.has("mscale_all_dim") else 0.0,
+    }
+    if rope_type == "linear":
+        return RopeConfig(**common)
+    if rope_type == "dynamic":
+        return RopeConfig(**common, original_max_position_embeddings=max_position_embeddings)
+    common["original_max_position_embeddings"] = original
+    return _llama3_config(rope, common) if rope_type == "llama3" else _yarn_config(rope, common)
+
+
+def _llama3_config(rope: JsonObject, common: Mapping[str, Any]) -> RopeConfig:
+    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+    if high <= low:
+        raise rope.error("high_freq_factor", f"must be above low_freq_factor={low}")
+    return RopeConfig(**common, low_freq_factor=low, high_freq_factor=high)
+
+
+def _yarn_config(rope: JsonObject, common: Mapping[str, Any]) -> RopeConfig:
+    factor, all_dim = common["factor"], common["mscale_all_dim"]
+    mscale = rope.number("mscale", minimum=0.0) if rope.has("mscale") else 0.0
+    implied = yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim) if mscale and all_dim else yarn_mscale(factor)
+    return RopeConfig(
+        **common,
+        beta_fast=rope.number("beta_fast", 32.0),
+        beta_slow=rope.number("beta_slow", 1.0),
+        truncate=rope.boolean("truncate", True),
+        attention_factor=rope.number("attention_factor", implied),
     )
-    if llama3.high_freq_factor <= llama3.low_freq_factor:
-        raise rope.error("high_freq_factor", f"must be above low_freq_factor={llama3.low_freq_factor}")
-    return llama3
 
 
 def read_configs(model_dir: str) -> tuple[JsonObject, JsonObject | None]:

@@ -1,20 +1,28 @@
-"""The Llama architecture (Touvron et al. 2023, arXiv:2302.13971), as `LlamaForCausalLM` checkpoints have it."""
+"""The Llama architecture (Touvron et al. 2023, arXiv:2302.13971), and Mistral's (Jiang et al. 2023, arXiv:2310.06825),
+which is Llama's with a sliding window."""
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
-from runtime.layers.activation import SiluAndMul
 from runtime.layers.attention.base import AttentionBackend
-from runtime.layers.layernorm import RMSNorm
+from runtime.layers.layernorm import HeadNorm
 from runtime.layers.linear import Linear, MergedLinear
-from runtime.layers.rotary import RotaryEmbedding
-from runtime.layers.vocab_embedding import VocabEmbedding
-from runtime.models.hf_config import LlamaConfig
+from runtime.layers.mlp import GatedMLP
+from runtime.layers.rotary import Rotation
+from runtime.models.decoder import CausalLM, DecoderLayer
+from runtime.models.hf_config import JsonObject
+from runtime.models.model_config import LlamaConfig, window_of
 
 
 class LlamaAttention:
-    """Grouped-query attention with rotary positions; q, k and v come out of one matrix product."""
+    """Grouped-query attention with rotary positions; q, k and v come out of one matrix product.
+
+    Attributes:
+        head_norm: normalises queries and keys before they are rotated; None where the architecture does not.
+    """
 
     def __init__(self, config: LlamaConfig, layer_id: int, dtype: torch.dtype, device: torch.device) -> None:
         self.layer_id = layer_id
@@ -22,137 +30,68 @@ class LlamaAttention:
         self.num_kv_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        bias = config.attention_bias
         self.qkv_proj = MergedLinear(
-            config.hidden_size, [q_size, kv_size, kv_size], bias=bias, dtype=dtype, device=device
+            config.hidden_size, [q_size, kv_size, kv_size], bias=config.qkv_bias, dtype=dtype, device=device
         )
-        self.o_proj = Linear(q_size, config.hidden_size, bias=bias, dtype=dtype, device=device)
+        self.o_proj = Linear(q_size, config.hidden_size, bias=config.o_bias, dtype=dtype, device=device)
+        self.head_norm: HeadNorm | None = None
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         residual: torch.Tensor,
-        rotary: RotaryEmbedding,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        rotation: Rotation,
         attention_backend: AttentionBackend,
     ) -> torch.Tensor:
         """[T, hidden] to [T, hidden], `residual` ([T, hidden]) added."""
         heads, kv_heads = self.num_heads, self.num_kv_heads
         qkv = self.qkv_proj.forward(hidden_states).view(-1, heads + 2 * kv_heads, self.head_dim)
         qk, v = qkv.split_with_sizes((heads + kv_heads, kv_heads), dim=1)
-        q, k = rotary.forward(qk, cos, sin).split_with_sizes((heads, kv_heads), dim=1)
+        if self.head_norm is not None:
+            qk = self.head_norm.forward(qk)
+        q, k = rotation.apply(qk).split_with_sizes((heads, kv_heads), dim=1)
         return self.o_proj.forward_add(attention_backend.forward(q, k, v, self.layer_id), residual)
 
-
-class LlamaMLP:
-    """SwiGLU feed-forward; gate and up come out of one matrix product."""
-
-    def __init__(self, config: LlamaConfig, dtype: torch.dtype, device: torch.device) -> None:
-        hidden, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_up_proj = MergedLinear(hidden, [width, width], bias=bias, dtype=dtype, device=device)
-        self.act_fn = SiluAndMul()
-        self.down_proj = Linear(width, hidden, bias=bias, dtype=dtype, device=device)
-
-    def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """[T, hidden] to [T, hidden], `residual` ([T, hidden]) added."""
-        gate_up = self.gate_up_proj.forward(hidden_states)
-        return self.down_proj.forward_add(self.act_fn.forward(gate_up), residual)
+    def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
+        """The weights, by their names in a checkpoint."""
+        tensors = self.qkv_proj.merged_tensors(*(f"{prefix}{name}_proj" for name in "qkv"))
+        if self.head_norm is not None:
+            tensors |= self.head_norm.tensors(prefix)
+        return tensors | self.o_proj.tensors(prefix + "o_proj")
 
 
-class LlamaDecoderLayer:
-    """Attention and feed-forward, each normalised before and added to the residual stream after."""
+class LlamaForCausalLM(CausalLM):
+    """Llama."""
 
-    def __init__(self, config: LlamaConfig, layer_id: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
-        self.self_attn = LlamaAttention(config, layer_id, dtype, device)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
-        self.mlp = LlamaMLP(config, dtype, device)
+    config_cls: ClassVar[type[LlamaConfig]] = LlamaConfig
+    config: LlamaConfig
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        rotary: RotaryEmbedding,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        attention_backend: AttentionBackend,
-    ) -> torch.Tensor:
-        """[T, hidden] to [T, hidden]."""
-        normed = self.input_layernorm.forward(hidden_states)
-        hidden_states = self.self_attn.forward(normed, hidden_states, rotary, cos, sin, attention_backend)
-        normed = self.post_attention_layernorm.forward(hidden_states)
-        return self.mlp.forward(normed, hidden_states)
+    def make_attention(self, layer_id: int, dtype: torch.dtype, device: torch.device) -> LlamaAttention:
+        """The attention of a layer."""
+        return LlamaAttention(self.config, layer_id, dtype, device)
+
+    def make_layer(self, layer_id: int, dtype: torch.dtype, device: torch.device) -> DecoderLayer:
+        """See `CausalLM.make_layer`."""
+        config = self.config
+        mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=config.mlp_bias, dtype=dtype, device=device)
+        return DecoderLayer(config, self.make_attention(layer_id, dtype, device), mlp, dtype, device)
 
 
-class LlamaForCausalLM:
-    """The whole model. Weights are uninitialised until the tensors of `checkpoint_tensors()` are filled."""
+class MistralConfig(LlamaConfig):
+    """A Mistral model: no biases, and one sliding window for all layers."""
 
-    config_cls = LlamaConfig
+    default_num_key_value_heads = 8
+    default_max_position_embeddings = 131072
 
-    def __init__(self, config: LlamaConfig, dtype: torch.dtype, device: torch.device) -> None:
-        self.config = config
-        self.embed_tokens = VocabEmbedding(config.vocab_size, config.hidden_size, dtype, device)
-        self.rotary = RotaryEmbedding(config.rope, config.head_dim, config.max_position_embeddings, dtype, device)
-        self.layers = [LlamaDecoderLayer(config, i, dtype, device) for i in range(config.num_hidden_layers)]
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
-        self.lm_head = (
-            self.embed_tokens
-            if config.tie_word_embeddings
-            else VocabEmbedding(config.vocab_size, config.hidden_size, dtype, device)
-        )
+    @classmethod
+    def sliding_windows_from_hf(cls, config: JsonObject, num_layers: int) -> list[int | None]:
+        """See `LlamaConfig.sliding_windows_from_hf`."""
+        config.expect("attention_bias", False)
+        config.expect("mlp_bias", False)
+        return [window_of(config, 4096)] * num_layers
 
-    def forward(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, attention_backend: AttentionBackend
-    ) -> torch.Tensor:
-        """Run all layers over T new tokens.
 
-        Args:
-            input_ids: [T] int64 token ids.
-            positions: [T] int64 positions.
-            attention_backend: has had `init_forward_metadata` called for this batch.
+class MistralForCausalLM(LlamaForCausalLM):
+    """Mistral."""
 
-        Returns:
-            [T, hidden] normalised hidden states.
-        """
-        hidden_states = self.embed_tokens.forward(input_ids)
-        cos, sin = self.rotary.gather(positions)
-        for layer in self.layers:
-            hidden_states = layer.forward(hidden_states, self.rotary, cos, sin, attention_backend)
-        return self.norm.forward(hidden_states)
-
-    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, hidden] to [B, vocab]."""
-        return self.lm_head.logits(hidden_states)
-
-    def checkpoint_tensors(self) -> dict[str, torch.Tensor]:
-        """For each tensor of a checkpoint, by its name there, the part of a weight that it fills."""
-        tensors = {"model.embed_tokens.weight": self.embed_tokens.weight, "model.norm.weight": self.norm.weight}
-        if not self.config.tie_word_embeddings:
-            tensors["lm_head.weight"] = self.lm_head.weight
-        for i, layer in enumerate(self.layers):
-            prefix = f"model.layers.{i}."
-            tensors[prefix + "input_layernorm.weight"] = layer.input_layernorm.weight
-            tensors[prefix + "post_attention_layernorm.weight"] = layer.post_attention_layernorm.weight
-            merged = (
-                (layer.self_attn.qkv_proj, "self_attn", ("q_proj", "k_proj", "v_proj")),
-                (layer.mlp.gate_up_proj, "mlp", ("gate_proj", "up_proj")),
-            )
-            for merged_linear, owner, names in merged:
-                tensors |= {
-                    f"{prefix}{owner}.{n}.weight": w for n, w in zip(names, merged_linear.split_weight(), strict=True)
-                }
-                if merged_linear.bias is not None:
-                    tensors |= {
-                        f"{prefix}{owner}.{n}.bias": b for n, b in zip(names, merged_linear.split_bias(), strict=True)
-                    }
-            for linear, name in ((layer.self_attn.o_proj, "self_attn.o_proj"), (layer.mlp.down_proj, "mlp.down_proj")):
-                tensors[f"{prefix}{name}.weight"] = linear.weight
-                if linear.bias is not None:
-                    tensors[f"{prefix}{name}.bias"] = linear.bias
-        return tensors
-
-    def ignorable_tensor(self, name: str) -> bool:
-        """Whether a checkpoint may carry this tensor although the model computes or shares it."""
-        if name == "lm_head.weight":
-            return self.config.tie_word_embeddings
-        return name.endswith("rotary_emb.inv_freq")
+    config_cls = MistralConfig

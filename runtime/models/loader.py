@@ -13,6 +13,8 @@ import torch
 
 from runtime.core.errors import ConfigError, ModelLoadError
 from runtime.models import hf_config, registry
+from runtime.models.decoder import CausalLM
+from runtime.models.model_config import ModelConfig
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -29,7 +31,7 @@ DTYPES: dict[str, torch.dtype] = {
 _STORED_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
-def load_config(model_dir: str) -> tuple[type[registry.CausalLM], registry.ModelConfig]:
+def load_config(model_dir: str) -> tuple[type[CausalLM], ModelConfig]:
     """The model class and configuration of a checkpoint directory.
 
     Raises:
@@ -42,7 +44,7 @@ def load_config(model_dir: str) -> tuple[type[registry.CausalLM], registry.Model
     return model_cls, model_cls.config_cls.from_hf(config.values, values, source=config.source, **generation_args)
 
 
-def resolve_dtype(name: str, config: registry.ModelConfig, model_dir: str) -> torch.dtype:
+def resolve_dtype(name: str, config: ModelConfig, model_dir: str) -> torch.dtype:
     """The torch dtype called `name`; "auto" is the one that `config.json` names or, if it names none, that the first
     weight is stored in.
 
@@ -60,9 +62,7 @@ def resolve_dtype(name: str, config: registry.ModelConfig, model_dir: str) -> to
     return DTYPES[name]
 
 
-def load_model(
-    model_dir: str, dtype: str | torch.dtype, device: torch.device
-) -> tuple[registry.CausalLM, registry.ModelConfig]:
+def load_model(model_dir: str, dtype: str | torch.dtype, device: torch.device) -> tuple[CausalLM, ModelConfig]:
     """Make the model of a checkpoint and fill it with the weights.
 
     Every tensor of the checkpoint must be used, and every weight of the model filled, exactly once. Names and shapes
@@ -138,7 +138,7 @@ def _stored_dtype(model_dir: str) -> str | None:
 
 
 def _plan(
-    model: registry.CausalLM,
+    model: CausalLM,
     targets: dict[str, torch.Tensor],
     files: dict[str, frozenset[str] | None],
 ) -> dict[str, list[str]]:

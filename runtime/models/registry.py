@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from runtime.models.decoder import CausalLM
+from runtime.models.deepseek import DeepseekV2ForCausalLM, DeepseekV3ForCausalLM, DeepseekV32ForCausalLM
+from runtime.models.hf_config import JsonObject
+from runtime.models.llama import LlamaForCausalLM, MistralForCausalLM
+from runtime.models.mixtral import MixtralForCausalLM
+from runtime.models.qwen import Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM
 
-from runtime.models.hf_config import JsonObject, LlamaConfig
-from runtime.models.llama import LlamaForCausalLM
-
-CausalLM: TypeAlias = LlamaForCausalLM
-"""The models there are."""
-
-ModelConfig: TypeAlias = LlamaConfig
-"""Their configurations."""
-
-ARCHITECTURES: dict[str, type[CausalLM]] = {"LlamaForCausalLM": LlamaForCausalLM}
+ARCHITECTURES: dict[str, type[CausalLM]] = {
+    cls.__name__: cls
+    for cls in (
+        LlamaForCausalLM,
+        MistralForCausalLM,
+        MixtralForCausalLM,
+        Qwen2ForCausalLM,
+        Qwen3ForCausalLM,
+        Qwen3MoeForCausalLM,
+        DeepseekV2ForCausalLM,
+        DeepseekV3ForCausalLM,
+        DeepseekV32ForCausalLM,
+    )
+}
 """Architecture name, as `config.json` has it, to class."""
 
 

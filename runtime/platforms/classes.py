@@ -5,7 +5,7 @@ from __future__ import annotations
 import pkgutil
 from typing import TypeAlias, TypeVar
 
-from runtime.core.errors import ConfigError
+from runtime.core.errors import ConfigError, WrongClassError
 
 ClassRef: TypeAlias = "type | str | None"
 """A class, its dotted name (so that a platform need not import what lies above it), or None for the in-tree class."""
@@ -22,7 +22,8 @@ def resolve_class(value: type | str, base: type[_T], what: str) -> type[_T]:
         what: what the class is for, as the error message shall call it.
 
     Raises:
-        ConfigError: the name cannot be imported, or what it names is no subclass of `base`.
+        ConfigError: the name cannot be imported.
+        WrongClassError: what it names is no subclass of `base`; a `ConfigError` and a `TypeError`.
     """
     if isinstance(value, str):
         try:
@@ -33,5 +34,5 @@ def resolve_class(value: type | str, base: type[_T], what: str) -> type[_T]:
         resolved = value
     if not isinstance(resolved, type) or not issubclass(resolved, base):
         shown = f"{resolved.__module__}.{resolved.__qualname__}" if isinstance(resolved, type) else repr(resolved)
-        raise ConfigError(f"{what}: {shown} must be a subclass of {base.__module__}.{base.__qualname__}")
+        raise WrongClassError(f"{what}: {shown} must be a subclass of {base.__module__}.{base.__qualname__}")
     return resolved

@@ -67,7 +67,7 @@ class SRTPlatform(DeviceMixin):
 
         A platform with values of its own fills them in and then calls this one: see `fill_open`.
         """
-        return fill_open(server_args, max_running_requests=64, max_prefill_tokens=4096)
+        return fill_open(server_args, max_running_requests=64, max_prefill_tokens=4096, page_size=1)
 
     def get_dispatch_key(self) -> str:
         """Which `forward_<key>` of a `MultiPlatformOp` this platform runs; `forward_native` where an op has none."""
@@ -82,15 +82,16 @@ class SRTPlatform(DeviceMixin):
         return None
 
     def get_mla_kv_pool_cls(self) -> ClassRef:
-        """The KV pool for multi-head latent attention: a subclass of `KVCache`, or None if this platform has none."""
+        """The KV pool for latent attention (MLA): a subclass of `MLATokenToKVPool`, or None for that class itself."""
         return None
 
     def get_nsa_kv_pool_cls(self) -> ClassRef:
-        """The KV pool for native sparse attention: a subclass of `KVCache`, or None if this platform has none."""
+        """The KV pool for native sparse attention: a subclass of `NSATokenToKVPool`, or None for that class itself."""
         return None
 
     def get_paged_allocator_cls(self) -> ClassRef:
-        """The KV slot allocator: a subclass of `TokenToKVPoolAllocator`, or None for that class itself."""
+        """The KV slot allocator: a subclass of `PagedTokenToKVPoolAllocator` (of `TokenToKVPoolAllocator` where pages
+        have one slot), or None for that class itself."""
         return None
 
     def get_graph_runner_cls(self) -> ClassRef:

@@ -107,9 +107,9 @@ def make_llama_checkpoint(
 
 
 @functools.lru_cache(maxsize=16)
-def reference_model(directory: Path, dtype: torch.dtype | None = None) -> transformers.LlamaForCausalLM:
+def reference_model(directory: Path, dtype: torch.dtype | None = None) -> transformers.PreTrainedModel:
     """transformers' model of a checkpoint, in `dtype` or, without one, in its own."""
-    return transformers.LlamaForCausalLM.from_pretrained(directory, dtype=dtype or "auto").eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype or "auto").eval()
 
 
 def reference_greedy(

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.checkpoints import VARIANTS, make_llama_checkpoint
+from tests.runtime.families import make_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +27,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
             directory = tmp_path_factory.mktemp(variant)
             made[variant] = make_llama_checkpoint(directory, seed=len(variant), **VARIANTS[variant])
         return made[variant]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function from a key of `families.FAMILIES` to its checkpoint directory, made at first use."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = make_checkpoint(tmp_path_factory.mktemp(name), name)
+        return made[name]
 
     return get
 

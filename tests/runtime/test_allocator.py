@@ -7,11 +7,9 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from pytest_mock import MockerFixture
 
-from runtime import platforms
-from runtime.core.errors import ConfigError, EngineError
-from runtime.mem_cache.allocator import TokenToKVPoolAllocator, create_token_to_kv_pool_allocator
+from runtime.core.errors import EngineError
+from runtime.mem_cache.allocator import TokenToKVPoolAllocator
 
 CPU = torch.device("cpu")
 SIZE = 24
@@ -134,25 +132,3 @@ def test_integrity_names_leaks_and_shared_slots() -> None:
 def test_a_negative_allocation_is_refused() -> None:
     with pytest.raises(ValueError, match="-1"):
         TokenToKVPoolAllocator(8, CPU).alloc(-1)
-
-
-class VendorAllocator(TokenToKVPoolAllocator):
-    """Stands for a platform's own allocator."""
-
-
-def patch_factory(mocker: MockerFixture, value: object) -> None:
-    mocker.patch.object(type(platforms.current_platform), "get_paged_allocator_cls", return_value=value)
-
-
-@pytest.mark.parametrize("by_name", [False, True])
-def test_the_platform_can_bring_its_own_allocator(mocker: MockerFixture, by_name: bool) -> None:
-    patch_factory(mocker, f"{__name__}:VendorAllocator" if by_name else VendorAllocator)
-    allocator = create_token_to_kv_pool_allocator(size=3, device=CPU)
-    assert type(allocator).__name__ == "VendorAllocator"
-    assert allocator.available_size() == 3
-
-
-def test_an_allocator_that_is_none_is_refused(mocker: MockerFixture) -> None:
-    patch_factory(mocker, dict)
-    with pytest.raises(ConfigError, match=r"get_paged_allocator_cls.*dict.*TokenToKVPoolAllocator"):
-        create_token_to_kv_pool_allocator(size=3, device=CPU)

@@ -17,7 +17,7 @@ import torch
 
 from runtime.core.errors import ConfigError, ModelLoadError
 from runtime.models import loader
-from runtime.models.hf_config import LlamaConfig
+from runtime.models.model_config import LlamaConfig
 from tests.runtime.checkpoints import make_llama_checkpoint, reference_model
 
 CPU = torch.device("cpu")
@@ -266,8 +266,11 @@ def test_a_damaged_config_is_refused_by_name(directory: Path, content: str) -> N
         ({"architectures": ["MambaForCausalLM"]}, "implemented are LlamaForCausalLM"),
         ({"architectures": None}, "'architectures' must be a list"),
         ({"architectures": []}, "'architectures' must be a list"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'rope_type' is 'yarn'"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'rope_type' is 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "'rope_type' is 'longrope'"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "su", "factor": 2.0}}, "'rope_type' is 'su'"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "dynamic"}}, "'factor' is missing"),
+        ({"rope_parameters": {"mrope_section": [2, 3, 3]}}, "'mrope_section' is not implemented"),
+        ({"sliding_window": 64}, "'sliding_window' is 64"),
         ({"rope_parameters": {"rope_type": "linear"}}, "'factor' is missing"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "'low_freq_factor' is missing"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "an entry per layer type"),

@@ -17,7 +17,7 @@ from runtime.core.forward_batch import ForwardBatch
 from runtime.core.request import Request
 from runtime.core.sampling_params import SamplingParams
 from runtime.layers.attention.torch_backend import TorchAttentionBackend
-from runtime.mem_cache import memory_pool
+from runtime.mem_cache import pool_selection
 from runtime.mem_cache.memory_pool import MHATokenToKVPool
 from runtime.model_executor.graph_runner import GraphRunner
 from runtime.model_executor.model_runner import ModelRunner
@@ -128,7 +128,7 @@ def test_capabilities_are_read_before_anything_is_made(llama_checkpoint: Path, m
     for name in ("init_backend", "get_device", "post_load_model", "get_graph_runner_cls"):
         note(name, cls, name)
     note("model", loader, "load_model")
-    note("pool", memory_pool, "create_kv_pool")
+    note("pool", pool_selection, "create_kv_pool")
     note("attention", TorchAttentionBackend, "__init__")
     make_runner(llama_checkpoint)
     assert order[0] == "capabilities"
@@ -249,7 +249,7 @@ def test_a_platform_that_does_anything_else_with_arguments_is_refused(
 
 
 def test_what_torch_says_when_pools_cannot_be_made_is_passed_on(llama_checkpoint: Path, mocker: MockerFixture) -> None:
-    mocker.patch.object(memory_pool, "create_kv_pool", side_effect=RuntimeError("the driver\nhas gone away"))
+    mocker.patch.object(pool_selection, "create_kv_pool", side_effect=RuntimeError("the driver\nhas gone away"))
     with pytest.raises(PlatformError, match=r"no memory for 64 requests .* \(torch: the driver has gone away\)"):
         make_runner(llama_checkpoint)
 

@@ -1,0 +1,144 @@
+"""What a forward pass needs to know of its batch, computed once for all layers that see equally far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from runtime.core.forward_batch import ForwardBatch
+
+
+@dataclass(frozen=True)
+class ExtendMetadata:
+    """One extend row.
+
+    Attributes:
+        tokens: the row's slice of the T new tokens.
+        length: how many tokens the new ones can see, themselves included.
+        slots: [length] slots of the visible tokens, the last at the end; None when these are the new tokens themselves
+            and what the pool holds of them is what the layer has of them.
+        mask: [new, length] additive mask, aligned so that the last new token sees everything up to itself; None for
+            the plain triangle.
+    """
+
+    tokens: slice
+    length: int
+    slots: torch.Tensor | None
+    mask: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class DecodeMetadata:
+    """All decode rows (D of them) as one padded attention.
+
+    Attributes:
+        num_rows: D.
+        slots: [D, width] slots of the tokens that each row sees, padded with the sink.
+        mask: [D, width] additive mask of the padding; None when no row is padded.
+    """
+
+    num_rows: int
+    slots: torch.Tensor
+    mask: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class ForwardMetadata:
+    """What all layers of one forward pass that see equally far share."""
+
+    extends: list[ExtendMetadata]
+    decode: DecodeMetadata | None
+
+
+class MetadataBuilder:
+    """Makes the metadata for layers with one sliding window, or with none.
+
+    Decode metadata is written into tensors that are kept from step to step, and replaced only when they are too small:
+    whoever records a step finds them in place, filled anew, when he replays it. See `reserve`.
+    """
+
+    def __init__(self, window: int | None, req_to_token: torch.Tensor, dtype: torch.dtype, through_pool: bool) -> None:
+        """Args:
+        window: how many tokens a token sees, itself included; None for all.
+        req_to_token: [rows, max_context_len] slots of the sequences.
+        dtype: of masks.
+        through_pool: new tokens too are read back from the pool, which holds them in another dtype.
+        """
+        self.window = window
+        self.req_to_token = req_to_token
+        self.through_pool = through_pool
+        self.fixed_width = 0
+        device = req_to_token.device
+        self.slots = torch.zeros(0, dtype=req_to_token.dtype, device=device)
+        self.mask = torch.zeros(0, dtype=dtype, device=device)
+        self.positions = torch.arange(req_to_token.shape[1], device=device)
+
+    def reserve(self, max_batch_size: int, max_len: int) -> None:
+        """From now on give decode rows the width of `max_len` tokens, in tensors for `max_batch_size` rows that stay
+        where they are, and always a mask. A batch with a longer row is given a greater width."""
+        self.fixed_width = max_len if self.window is None else min(max_len, self.window)
+        self._grow(max_batch_size * self.fixed_width)
+
+    def build(self, batch: ForwardBatch) -> ForwardMetadata:
+        """The metadata of one forward pass; that of the pass before is no longer valid."""
+        extends = []
+        start = 0
+        for row in range(batch.num_extend):
+            new = batch.extend_lens_cpu[row]
+            extends.append(self._extend(batch, row, slice(start, start + new)))
+            start += new
+        return ForwardMetadata(extends, self._decode(batch) if batch.num_extend < batch.batch_size else None)
+
+    def _extend(self, batch: ForwardBatch, row: int, tokens: slice) -> ExtendMetadata:
+        new, total = tokens.stop - tokens.start, batch.seq_lens_cpu[row]
+        # The first of the new tokens sees furthest back.
+        first = 0 if self.window is None else max(0, total - new - self.window + 1)
+        length = total - first
+        windowed = self.window is not None and length > self.window
+        if new == length and not windowed and not self.through_pool:
+            return ExtendMetadata(tokens, length, None, None)
+        table = self.req_to_token[:, first:total]
+        slots = table.index_select(0, batch.req_pool_indices[row : row + 1]).flatten()
+        if new == length and not windowed:
+            return ExtendMetadata(tokens, length, slots, None)
+        # is_causal would align the triangle to the top left, as if the new tokens came first.
+        mask = torch.full((new, length), -torch.inf, dtype=self.mask.dtype, device=slots.device)
+        mask.triu_(length - new + 1)
+        if windowed and self.window is not None:
+            mask += torch.full_like(mask, -torch.inf).tril_(length - new - self.window)
+        return ExtendMetadata(tokens, length, slots, mask)
+
+    def _decode(self, batch: ForwardBatch) -> DecodeMetadata:
+        first = batch.num_extend
+        lens_cpu = batch.seq_lens_cpu[first:]
+        rows, longest, shortest = len(lens_cpu), max(lens_cpu), min(lens_cpu)
+        seq_lens = batch.seq_lens[first:, None]
+        row_indices = batch.req_pool_indices[first:]
+        if self.window is None or self.window >= max(longest, self.fixed_width):
+            width = max(longest, self.fixed_width)
+            slots, mask = self._views(rows, width)
+            torch.index_select(self.req_to_token[:, :width], 0, row_indices, out=slots)
+            positions = self.positions[:width]
+        else:
+            width = self.window
+            slots, mask = self._views(rows, width)
+            positions = self.positions[:width] + (seq_lens - width).clamp_(min=0)
+            slots.copy_(self.req_to_token[row_indices[:, None], positions])
+        if shortest >= width and not self.fixed_width:
+            return DecodeMetadata(rows, slots, None)
+        # Padding reads the sink: a row's table past its length may name slots of other requests by now.
+        padding = positions >= seq_lens
+        slots.masked_fill_(padding, 0)
+        mask.zero_().masked_fill_(padding, -torch.inf)
+        return DecodeMetadata(rows, slots, mask)
+
+    def _views(self, rows: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        size = rows * width
+        if self.slots.numel() < size:
+            self._grow(2 * size)
+        return self.slots[:size].view(rows, width), self.mask[:size].view(rows, width)
+
+    def _grow(self, size: int) -> None:
+        self.slots = self.slots.new_zeros(size)
+        self.mask = self.mask.new_zeros(size)
