@@ -29,6 +29,8 @@ PREFILL_RANGES = (
     (4608, None, 512),
 )
 """Token counts of prefills."""
+FIRST_DECODE_LENGTH = 256
+"""The shortest sequences that decodes are recorded for."""
 
 
 def decode_capture_sizes(
@@ -258,6 +260,27 @@ def filter_for_gather(sizes: Iterable[int], multiple: int, *, limit: int | None 
             f" least {multiple}, or switch the graph runner off"
         )
     return sorted(aligned)
+
+
+def decode_capture_lengths(context_length: int) -> list[int]:
+    """Lengths of the longest sequence to record decodes at, ascending.
+
+    What attention over padded sequences does depends on their length, so that a recorded decode has one. Each is four
+    times the one before: few recordings, and none for a batch that is much shorter.
+
+    Args:
+        context_length: tokens of a sequence at most; the last of the list.
+
+    Raises:
+        ConfigError: it is no positive integer.
+    """
+    _check_positive("context_length", context_length)
+    lengths = []
+    length = FIRST_DECODE_LENGTH
+    while length < context_length:
+        lengths.append(length)
+        length *= 4
+    return [*lengths, context_length]
 
 
 def find_capture_size(sizes: Sequence[int], wanted: int) -> int | None:

@@ -59,6 +59,11 @@ class TestLists:
             5300,
         ]
 
+    def test_lengths_grow_fourfold_up_to_the_context(self) -> None:
+        assert capture_sizes.decode_capture_lengths(5000) == [256, 1024, 4096, 5000]
+        assert capture_sizes.decode_capture_lengths(1024) == [256, 1024]
+        assert capture_sizes.decode_capture_lengths(100) == [100]
+
     def test_without_padding_every_batch_size_is_one(self) -> None:
         assert capture_sizes.decode_capture_sizes(5, padding=False) == [1, 2, 3, 4, 5]
 
@@ -69,6 +74,7 @@ class TestLists:
             capture_sizes.decode_capture_sizes(largest, tokens_per_request=3),
             capture_sizes.decode_capture_sizes(largest, padding=False),
             capture_sizes.prefill_capture_sizes(largest),
+            capture_sizes.decode_capture_lengths(largest),
         ]
         for sizes in lists:
             assert sizes == sorted(set(sizes))
