@@ -15,7 +15,12 @@ from torch.utils._pytree import tree_leaves
 
 from runtime.platforms.graph_backend import GraphBackend
 
-ASKING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default)
+ASKING = (
+    torch.ops.aten.item.default,
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.equal.default,
+)
 """Operations whose result the host waits for."""
 
 

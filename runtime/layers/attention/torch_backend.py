@@ -55,7 +55,8 @@ class TorchAttentionBackend(AttentionBackend):
 
     def reserved_tensors(self) -> list[torch.Tensor]:
         """See `AttentionBackend.reserved_tensors`."""
-        return [tensor for builder in self.builders.values() for tensor in (builder.slots, builder.mask)]
+        reserved = (builder for builder in self.builders.values() if builder.is_reserved)
+        return [tensor for builder in reserved for tensor in (builder.slots, builder.mask)]
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Gather slots and build masks, once for all layers."""
