@@ -19,14 +19,13 @@ from runtime.core.sampling_params import SamplingParams
 from runtime.layers import recording
 from runtime.layers.moe import Experts
 from runtime.mem_cache.memory_pool import AttentionKind
-from runtime.model_executor import bucketed_graph_runner, capture_sizes, input_buffers
+from runtime.model_executor import capture_sizes, input_buffers
 from runtime.model_executor.breakable_cuda_graph_runner import BreakableCudaGraphRunner
 from runtime.model_executor.bucketed_graph_runner import BucketedGraphRunner, ShapeKey
 from runtime.model_executor.cuda_graph_runner import CudaGraphRunner
 from runtime.model_executor.model_runner import ModelRunner
 from runtime.model_executor.piecewise_cuda_graph_runner import PiecewiseCudaGraphRunner
 from runtime.platforms.cpu import CpuSRTPlatform
-from runtime.platforms.graph_backend import PlainGraphBackend
 from runtime.sampling.sampler import SamplingBatch
 from tests.runtime.checkpoints import random_prompts
 from tests.runtime.families import make_checkpoint
@@ -498,11 +497,3 @@ class TestAddresses:
         assert isinstance(prefill, BreakableCudaGraphRunner)
         shared = decode.registry.addresses().items() & prefill.registry.addresses().items()
         assert {name for name, _ in shared} == {"input_ids", "positions", "out_cache_loc"}
-
-
-def test_plain_backend_says_that_it_does_not_record() -> None:
-    backend = PlainGraphBackend(torch.device("cpu"))
-    for call in (backend.begin, backend.end):
-        with pytest.raises(Exception, match="does not record"):
-            call()
-    assert bucketed_graph_runner.WARM_UPS == 2
