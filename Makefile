@@ -52,6 +52,7 @@ bench: $(VENV)/.installed-dev ## run the benchmarks
 	$(BIN)/python benchmarks/apply.py
 	$(BIN)/python benchmarks/child_processes.py
 	$(BIN)/python benchmarks/generate.py
+	$(BIN)/python benchmarks/kv_pools.py
 
 clean: ## remove the environment and the caches
 	rm -rf .coverage .coverage.* $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from hookery import patches, plugins, reporting
 from hookery.hooks import Hook, HookSource, HookState, HookType, HookWarning, LoadedPlugin, PluginError
@@ -43,8 +43,7 @@ class ManifestPlugin:
     version: str | None = None
 
 
-@dataclass(frozen=True)
-class ManifestHook:
+class ManifestHook(NamedTuple):
     """A hook that was registered, by code or by a plugin, with all its options, in the order of registration.
 
     ``plugin`` is the key of the plugin that registers it (distribution or "", name), ``None`` for code. ``local`` says
@@ -62,7 +61,7 @@ class ManifestHook:
     on_error: str = "raise"
     reason: str | None = None
     versions: str | None = None
-    count: bool = False
+    count: bool = False  # type: ignore[assignment]  # in the place of a method of tuples that nobody needs
     subclasses: bool = False
     deep: bool = False
     plugin: tuple[str, str] | None = None
@@ -145,7 +144,7 @@ class Manifest:
         """The manifest as JSON takes it."""
         data = dict(vars(self))  # dataclasses.asdict copies everything deeply, which takes as long as all the rest
         data["plugins"] = [dict(vars(plugin)) for plugin in self.plugins]
-        data["hooks"] = [dict(vars(hook)) for hook in self.hooks]
+        data["hooks"] = [hook._asdict() for hook in self.hooks]
         return data
 
     @classmethod

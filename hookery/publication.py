@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 from hookery import command_lines, patches, state_files
 from hookery.hooks import Hook, HookError, HookState, HookWarning
-from hookery.listing import HookRecord, stand_ins_on_main
+from hookery.listing import stand_ins_on_main, uncommon_fields
 from hookery.locking import ForkSafeLock
 from hookery.reporting import warn
 
@@ -44,7 +44,7 @@ class Registry(Protocol):
 
     def hooks(self) -> list[Hook]: ...
 
-    def applied_hooks(self, *, unreached: bool = False) -> list[HookRecord]: ...
+    def described(self, *, unreached: bool = False) -> list[dict[str, Any]]: ...
 
     def why_local(self, hook: Hook) -> str | None: ...
 
@@ -130,7 +130,7 @@ def _write(*, unreached: bool = False, ended: bool = False) -> None:
         with patches.lock:
             hooks = _state.registry.hooks()
             _state.said = _said_of_all(hooks, stand_ins_on_main(hooks))
-            records = _state.registry.applied_hooks(unreached=unreached)
+            records = _state.registry.described(unreached=unreached)
         _state.role_said = _role()
         now = time.time()
         head = {
@@ -145,7 +145,7 @@ def _write(*, unreached: bool = False, ended: bool = False) -> None:
             "signal": _state.signal,
             "published_at": now,
             "ended_at": now if ended else None,
-            "records": list(map(state_files.short, records)),
+            "records": records,
         }
         with state_files.opened_folder(create=True) as directory:
             name = identity.ended_file_name if ended else identity.file_name
@@ -173,7 +173,7 @@ def _write_changes() -> None:
                 local = _state.registry.why_local(hook)
                 overridden_by = patches.overrides(hook) if hook.state is HookState.APPLIED else ()
                 known = known_as.get(hook)
-                records.append(HookRecord.of(hook, overridden_by=overridden_by, local=local, known_as=known))
+                records.append(uncommon_fields(hook, overridden_by=overridden_by, local=local, known_as=known))
         gone = [order for order in _state.said if order not in said]
         _state.said = said
     if _role() != _state.role_said:
@@ -181,7 +181,7 @@ def _write_changes() -> None:
         return
     if not records and not gone:
         return
-    change = {"published_at": time.time(), "records": list(map(state_files.short, records)), "gone": gone}
+    change = {"published_at": time.time(), "records": records, "gone": gone}
     try:
         with state_files.opened_folder() as directory:
             size = state_files.append(directory, _state.identity.file_name, _encode(change) + "\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextvars
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from hookery import engines, own_modules, patches, watching
 from hookery.fitting import check_options
@@ -378,10 +378,16 @@ class HookRegistry:
             unreached: fill that field of the records too, which takes tens of milliseconds: the garbage collector is
                 asked who holds the originals.
         """
+        from hookery.listing import HookRecord
+
+        return [HookRecord.of(fields) for fields in self.described(unreached=unreached)]
+
+    def described(self, *, unreached: bool = False) -> list[dict[str, Any]]:
+        """As :meth:`applied_hooks`, but of each record only the fields that are not :data:`hookery.listing.COMMON`."""
         if unreached:
             from hookery import held  # noqa: F401  (before the lock is taken)
         from hookery import children
-        from hookery.listing import HookRecord, stand_ins_on_main
+        from hookery.listing import stand_ins_on_main, uncommon_fields
 
         absent = children.absent(self._hooks)
         with patches.lock:
@@ -390,7 +396,7 @@ class HookRegistry:
             not_shown = set(known_as.values())
             found = self._unreached(hooks) if unreached else {}
             return [
-                HookRecord.of(
+                uncommon_fields(
                     hook,
                     overridden_by=patches.overrides(hook) if hook.state is HookState.APPLIED else (),
                     unreached=found.get(hook),

@@ -22,7 +22,7 @@ from json.decoder import JSONDecoder
 from typing import Any
 
 from hookery.hooks import HookError
-from hookery.listing import HookRecord
+from hookery.listing import COMMON, HookRecord
 
 FOLDER_VARIABLE = "HOOKERY_STATE_DIR"
 FORMAT = 1
@@ -33,23 +33,6 @@ _decode = JSONDecoder().decode  # json.loads may be hooked
 _LIVE_NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.(?:jsonl|\d+\.tmp)")
 _ENDED_NAME = re.compile(r"(\d+)-ended-\d+\.jsonl")
 _RECORD_FIELDS = {field.name for field in fields(HookRecord)}
-_COMMON: dict[str, Any] = {
-    "distribution": None,
-    "detail": "",
-    "engine": None,
-    "priority": 0,
-    "reason": None,
-    "ran": False,
-    "calls": None,
-    "engine_reason": "",
-    "on_error": "raise",
-    "last_error": None,
-    "versions": None,
-    "overridden_by": (),
-    "unreached": None,
-    "local": None,
-    "absent_in": (),
-}
 
 
 class StateFolderError(HookError):
@@ -287,12 +270,10 @@ def _read(directory: int, name: str) -> PublishedProcess | None:
     return replace(process, records=tuple(records[order] for order in sorted(records)))
 
 
-def short(record: HookRecord) -> dict[str, Any]:
-    """A record as it is written: without what most records have in common."""
-    return {name: value for name, value in vars(record).items() if value is not _COMMON.get(name, _COMMON)}
-
-
 def _record(published: dict[str, Any]) -> HookRecord:
     """A record, which another version may have written with more fields than there are here."""
     known = {name: value for name, value in published.items() if name in _RECORD_FIELDS}
-    return HookRecord(**{**_COMMON, **known})
+    missing = _RECORD_FIELDS - COMMON.keys() - known.keys()
+    if missing:
+        raise ValueError(f"a record has no {sorted(missing)[0]}")
+    return HookRecord.of(known)

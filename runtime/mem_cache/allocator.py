@@ -33,6 +33,7 @@ class TokenToKVPoolAllocator:
         self.device = device
         self._num_units = size // page_size  # a unit is what is taken and given back: a page
         self._group: list[torch.Tensor] | None = None
+        self._scratch = torch.empty(size + page_size, dtype=torch.int64, device=device)
         self.clear()
 
     def clear(self) -> None:
@@ -129,11 +130,20 @@ class TokenToKVPoolAllocator:
         if bool(self._is_free[units].any()):
             already = units[self._is_free[units]][:8].tolist()
             raise EngineError(f"cannot free KV {self._unit}s {already}: they are free already")
-        if torch.unique(units).numel() != count:
+        if not bool(self._one_of_each(units).all()):
             raise EngineError(f"cannot free {count} KV {self._unit}s: the same {self._unit} comes twice")
         self._is_free[units] = True
         self._head -= count
         self._free[self._head : self._head + count] = units
+
+    def _one_of_each(self, ids: torch.Tensor) -> torch.Tensor:
+        """[N] bool: true for exactly one of each distinct id in `ids` ([N] int64, below `size + page_size`).
+
+        Costs a write and a read of N numbers, where sorting them would cost several times as much.
+        """
+        numbers = torch.arange(ids.numel(), device=self.device)
+        self._scratch[ids] = numbers
+        return self._scratch[ids] == numbers
 
     def _check_units(self, held: torch.Tensor) -> None:
         if self._group is not None:
@@ -271,9 +281,10 @@ class PagedTokenToKVPoolAllocator(TokenToKVPoolAllocator):
 
     def _give_back(self, units: torch.Tensor) -> None:
         """Make the pages of slots free: a page goes as a whole, however many of its slots are named."""
-        if torch.unique(units).numel() != units.numel():
+        if not bool(self._one_of_each(units).all()):
             raise EngineError(f"cannot free {units.numel()} KV slots: the same slot comes twice")
-        super()._give_back(torch.unique(units // self.page_size))
+        pages = units // self.page_size
+        super()._give_back(pages[self._one_of_each(pages)])
 
     def _slots_of(self, pages: torch.Tensor) -> torch.Tensor:
         return (pages[:, None] * self.page_size + self._in_page).flatten()

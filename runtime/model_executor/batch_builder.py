@@ -15,6 +15,9 @@ from runtime.mem_cache.allocator import PagedTokenToKVPoolAllocator, TokenToKVPo
 from runtime.mem_cache.memory_pool import ReqToTokenPool
 from runtime.mem_cache.radix_cache import RadixCache
 
+EVICTION_SHARE = 256
+"""The part of the pool, as one in so many, that an eviction makes free where less would do."""
+
 
 class BatchBuilder:
     """Gives requests their rows and KV slots, and takes them back: the one place where requests, the allocator and the
@@ -176,7 +179,9 @@ class BatchBuilder:
                 raise EngineError(
                     f"{self.prefix_cache.protected_size()} slots of the prefix cache are locked, but no request runs"
                 )
-        self.allocator.check_integrity(torch.cat(held) if held else torch.empty(0, dtype=torch.int64))
+        self.allocator.check_integrity(
+            torch.cat(held) if held else torch.empty(0, dtype=torch.int64, device=self.device)
+        )
         taken = self.req_to_token_pool.size - self.req_to_token_pool.available_size()
         if taken != len(holding):
             raise EngineError(f"{taken} request rows are taken, but {len(holding)} requests hold one")
@@ -213,7 +218,8 @@ class BatchBuilder:
     def _evict_for(self, need: int) -> None:
         short = need - self.allocator.available_size()
         if short > 0 and self.prefix_cache is not None and self.prefix_cache.evictable_size() >= short:
-            self.allocator.free(self.prefix_cache.evict(short))
+            # In the long run the cache fills the pool: with some slots to spare not every step has to evict.
+            self.allocator.free(self.prefix_cache.evict(max(short, self.allocator.size // EVICTION_SHARE)))
 
     def _check(self, extends: Sequence[Request], decodes: Sequence[Request], extend_lens: Sequence[int] | None) -> None:
         if not extends and not decodes:

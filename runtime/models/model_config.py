@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(ABC):
     """What every model has.
 
     A subclass adds fields, reads them in `fields_from_hf`, and says which defaults transformers has for its family.
@@ -117,17 +118,17 @@ class ModelConfig:
         return self.max_position_embeddings
 
     @property
+    @abstractmethod
     def rotary_dim(self) -> int:
         """Width of what the rotary embedding rotates."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kv_pool_args(self) -> dict[str, int]:
         """The sizes that the KV pool of this `attention_kind` is made with."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attention_config(self) -> AttentionConfig:
         """What an attention backend has to know."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

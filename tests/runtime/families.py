@@ -33,6 +33,7 @@ LATENT: dict[str, Any] = {
     "num_experts_per_tok": 3,
     "moe_intermediate_size": 32,
     "first_k_dense_replace": 1,
+    "rms_norm_eps": 1e-3,  # not for the norms inside attention
 }
 
 GROUPS: dict[str, Any] = {"n_group": 4, "topk_group": 2}

@@ -77,7 +77,7 @@ class AllocatorMachine(RuleBasedStateMachine):
 
 
 TestAllocatorMachine = AllocatorMachine.TestCase
-TestAllocatorMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestAllocatorMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 def test_fresh_slots_come_in_order_and_never_the_sink() -> None:

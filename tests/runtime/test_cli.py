@@ -80,6 +80,13 @@ def test_json_token_ids_are_those_of_transformers(llama_checkpoint: Path) -> Non
     assert output["token_ids"] == expected[: len(output["token_ids"])]
 
 
+def test_flags_of_the_memory_change_how_the_output_is_made_and_not_what_it_is(llama_checkpoint: Path) -> None:
+    flags = ["--max-new-tokens", "6", "--dtype", "float32", "--model", str(llama_checkpoint), "--json"]
+    memory = ["--page-size", "16", "--chunked-prefill-size", "3", "--disable-radix-cache", "--kv-cache-dtype", "fp32"]
+    plain, changed = (json.loads(generate("some longer text", *flags, *more).stdout) for more in ([], memory))
+    assert changed["outputs"] == plain["outputs"]
+
+
 def test_several_prompts_are_printed_one_after_the_other(llama_checkpoint: Path) -> None:
     flags = ["--max-new-tokens", "5", "--model", str(llama_checkpoint)]
     separate = [generate(prompt, *flags).stdout for prompt in ("first", "second", "third")]
@@ -190,6 +197,9 @@ def test_a_prompt_longer_than_the_context_is_one_clear_line() -> None:
         ("--top-k", "9" * 30, "top_k=999"),
         ("--seed", "-1", "seed=-1"),
         ("--dtype", "int3", "dtype='int3'"),
+        ("--kv-cache-dtype", "int3", "kv_cache_dtype='int3'"),
+        ("--page-size", "65", "page_size=65"),
+        ("--chunked-prefill-size", "0", "chunked_prefill_size=0"),
         ("--plugin", "no_such_plugin", "no_such_plugin"),
         ("--plugin", "./no_such_plugin.py", "not the dotted name of a module"),
     ],

@@ -29,6 +29,14 @@ def test_every_spelling_of_a_dtype_has_one_normal_form(model: str, spelling: str
     assert ServerArgs(model, dtype=spelling).resolve().dtype == name
 
 
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [("auto", "auto"), ("BF16", "bfloat16"), ("fp8_e4m3", "float8_e4m3fn"), ("fp8_e5m2", "float8_e5m2")],
+)
+def test_the_cache_has_dtypes_of_its_own(model: str, spelling: str, name: str) -> None:
+    assert ServerArgs(model, kv_cache_dtype=spelling).resolve().kv_cache_dtype == name
+
+
 def test_resolving_makes_new_arguments_with_an_absolute_path(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(model).parent)
     args = ServerArgs(Path(model).name, plugins=("a.b",))
@@ -52,6 +60,13 @@ def test_resolving_makes_new_arguments_with_an_absolute_path(model: str, monkeyp
         ("max_prefill_tokens", 1.5),
         ("context_length", 0),
         ("max_total_tokens", "many"),
+        ("page_size", 0),
+        ("page_size", 65),
+        ("chunked_prefill_size", 0),
+        ("chunked_prefill_size", 1.5),
+        ("disable_radix_cache", 1),
+        ("kv_cache_dtype", "fp8"),
+        ("kv_cache_dtype", None),
         ("random_seed", -1),
         ("plugins", ["a.b"]),
         ("plugins", ("",)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +171,64 @@ def test_what_is_not_implemented_or_contradicts_is_refused_by_name(
     directory = copy(name)
     edit_json(directory / "config.json", lambda c: c.update(change))
     assert named in refusal(directory)
+
+
+LATENT_ON_THE_HUB = {
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "moe_layer_freq": 1,
+    "hidden_act": "silu",
+    "attention_dropout": 0.0,
+    "attention_bias": False,
+    "ep_size": 1,
+    "torch_dtype": "bfloat16",
+    "seq_aux": True,
+    "aux_loss_alpha": 0.001,
+    "pretraining_tp": 1,
+    "use_cache": True,
+    "rms_norm_eps": 1e-06,
+}
+
+
+def test_configurations_as_the_hub_has_them_are_understood() -> None:
+    yarn = {"beta_fast": 32, "beta_slow": 1, "factor": 40, "original_max_position_embeddings": 4096, "type": "yarn"}
+    lite = IMPLEMENTED["DeepseekV2ForCausalLM"].config_cls.from_hf(
+        LATENT_ON_THE_HUB
+        | {"vocab_size": 102400, "hidden_size": 2048, "intermediate_size": 10944, "num_hidden_layers": 27}
+        | {"num_attention_heads": 16, "num_key_value_heads": 16, "max_position_embeddings": 163840}
+        | {"first_k_dense_replace": 1, "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6}
+        | {"moe_intermediate_size": 1408, "n_group": 1, "topk_group": 1, "topk_method": "greedy", "q_lora_rank": None}
+        | {"norm_topk_prob": False, "scoring_func": "softmax", "routed_scaling_factor": 1.0, "rope_theta": 10000}
+        | {"rope_scaling": yarn | {"mscale": 0.707, "mscale_all_dim": 0.707}, "tie_word_embeddings": False}
+    )
+    assert lite.kv_pool_args() == {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "layer_num": 27}
+    assert lite.attention_config().scale == pytest.approx(192**-0.5 * (0.0707 * math.log(40) + 1) ** 2)
+    assert lite.rope.attention_factor == 1.0
+
+    sparse = IMPLEMENTED["DeepseekV32ForCausalLM"].config_cls.from_hf(
+        LATENT_ON_THE_HUB
+        | {"vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "num_hidden_layers": 61}
+        | {"num_attention_heads": 128, "num_key_value_heads": 128, "max_position_embeddings": 163840}
+        | {"first_k_dense_replace": 3, "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8}
+        | {"moe_intermediate_size": 2048, "n_group": 8, "topk_group": 4, "topk_method": "noaux_tc", "q_lora_rank": 1536}
+        | {"norm_topk_prob": True, "scoring_func": "sigmoid", "routed_scaling_factor": 2.5, "rope_theta": 10000}
+        | {"rope_scaling": yarn | {"mscale": 1.0, "mscale_all_dim": 1.0}, "num_nextn_predict_layers": 1}
+        | {"index_n_heads": 64, "index_head_dim": 128, "index_topk": 2048}
+    )
+    assert sparse.kv_pool_args()["index_head_dim"] == 128
+    assert sparse.attention_config().index_topk == 2048
+    assert (sparse.dtype, sparse.rope.rope_type, sparse.rope.factor) == ("bfloat16", "yarn", 40.0)
+
+    qwen = IMPLEMENTED["Qwen2ForCausalLM"].config_cls.from_hf(
+        {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
+        | {"num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 32768, "rope_theta": 1e6}
+        | {"use_sliding_window": False, "sliding_window": 131072, "max_window_layers": 28, "use_mrope": False}
+        | {"rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}}
+    )
+    assert set(qwen.attention_config().sliding_windows) == {None}
+    assert qwen.rope.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
 
 
 def test_the_way_queries_are_made_has_no_default(copy: Callable[[str], Path]) -> None:

@@ -236,3 +236,19 @@ def test_a_pool_is_whole_pages() -> None:
     assert make_pool(size=128, page_size=64).get_key_buffer(0).shape[0] == 192
     with pytest.raises(ConfigError, match="a KV pool of 12 slots cannot be made: it must be whole pages of 5"):
         make_pool(page_size=5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [3, 80])
+@pytest.mark.parametrize(("latent", "rotated"), [(32, 8), (32, 4), (13, 8), (12, 3)])
+def test_what_is_moved_in_words_arrives_whole(dtype: torch.dtype, tokens: int, latent: int, rotated: int) -> None:
+    pool = make_mla(dtype=dtype, size=100, kv_lora_rank=latent, qk_rope_head_dim=rotated)
+    for buffer in pool.storage():
+        buffer.zero_()
+    loc, rows = torch.randperm(100)[:tokens] + 1, torch.randn(tokens, 1 + latent + rotated)
+    for start in (0, 1):  # the second does not begin at a word
+        part = rows.to(dtype)[:, start : start + latent + rotated]
+        pool.set_mla_kv_buffer(0, loc, part[:, :latent], part[:, latent:])
+        read = pool.get_key_buffer(0)[:, 0].float()
+        assert torch.equal(read[loc], part.float())
+        assert read.count_nonzero() == read[loc].count_nonzero(), "nothing beside them is written"

@@ -19,7 +19,8 @@ from runtime.mem_cache.memory_pool import (
     MLATokenToKVPool,
     NSATokenToKVPool,
 )
-from runtime.models.hf_config import LlamaConfig
+from runtime.models.deepseek_config import DeepseekV2Config, DeepseekV32Config
+from runtime.models.model_config import LlamaConfig
 
 CPU = torch.device("cpu")
 LLAMA = {"head_num": 2, "head_dim": 4, "layer_num": 3}
@@ -131,7 +132,8 @@ def test_a_pool_class_that_cannot_be_imported_is_refused(mocker: MockerFixture, 
 
 def test_there_are_three_kinds() -> None:
     assert pool_selection.resolve_kv_pool_cls(AttentionKind.MLA) is MLATokenToKVPool
-    assert LlamaConfig.attention_kind == "mha"
+    kinds = [config.attention_kind for config in (LlamaConfig, DeepseekV2Config, DeepseekV32Config)]
+    assert kinds == ["mha", "mla", "nsa"]
     with pytest.raises(ValueError, match="'flat' is not a valid AttentionKind"):
         pool_selection.resolve_kv_pool_cls("flat")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_mock import MockerFixture
 
 from runtime.config import ServerArgs
 from runtime.core.errors import EngineError
@@ -197,6 +198,20 @@ def test_what_is_kept_makes_room_for_what_comes_and_outputs_stay_right(llama_che
         assert served.tokens(name) == expected(llama_checkpoint, prompt)
     assert sum(served.computed()) > sum(map(len, prompts)) + len(prompts[0]) // 2, "the first was dropped meanwhile"
     assert served.builder.available_slots() == 96
+
+
+def test_an_eviction_makes_room_for_some_steps(llama_checkpoint: Path, mocker: MockerFixture) -> None:
+    served = Served(llama_checkpoint, max_total_tokens=2048)
+    for prompt in random_prompts([200] * 11, seed=13):
+        served.submit(prompt, max_new_tokens=1)
+    served.run()
+    evict = mocker.spy(served.scheduler.model_runner.prefix_cache, "evict")
+    before = evict.call_count
+    (prompt,) = random_prompts((20,), seed=14)
+    name = served.submit(prompt, max_new_tokens=33)
+    served.run()
+    assert served.tokens(name) == expected(llama_checkpoint, prompt, 33)
+    assert 1 <= evict.call_count - before <= 7, "32 decode steps, and 8 slots at a time"
 
 
 @pytest.mark.parametrize("page_size", [1, 16])

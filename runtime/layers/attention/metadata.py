@@ -57,15 +57,16 @@ class MetadataBuilder:
 
     Decode metadata is written into tensors that are kept from step to step, and replaced only when they are too small:
     whoever records a step finds them in place, filled anew, when he replays it. See `reserve`.
-    """
 
-    def __init__(self, window: int | None, req_to_token: torch.Tensor, dtype: torch.dtype, through_pool: bool) -> None:
-        """Args:
+    Args:
         window: how many tokens a token sees, itself included; None for all.
         req_to_token: [rows, max_context_len] slots of the sequences.
         dtype: of masks.
-        through_pool: new tokens too are read back from the pool, which holds them in another dtype.
-        """
+        through_pool: new tokens too are read back from the pool, because it holds them in another dtype: what a token
+            sees must not depend on which pass brought it.
+    """
+
+    def __init__(self, window: int | None, req_to_token: torch.Tensor, dtype: torch.dtype, through_pool: bool) -> None:
         self.window = window
         self.req_to_token = req_to_token
         self.through_pool = through_pool
