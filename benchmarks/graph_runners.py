@@ -5,8 +5,8 @@ median is printed. *host* is the time until `forward` returns: Python and, on a 
 *step* is the time until the device has finished. The limit is the time in which the memory can deliver the model's
 weights once, by a copy timed in the same run; a step has to read them all.
 
-*fill* is `CudaGraphBufferRegistry.fill_from` on a decode registry, beside a bare grouped copy of the same tensors and
-a single copy of as many bytes.
+*fill* is `CudaGraphBufferRegistry.fill_from` on a decode registry, beside a bare grouped copy of the same tensors, a
+copy of each of them, and a single copy of as many bytes.
 
     python benchmarks/graph_runners.py                              # a random checkpoint, on the platform there is
     python benchmarks/graph_runners.py --model DIR --dtype bfloat16 --batch-sizes 1 64 --ways eager device
@@ -161,7 +161,7 @@ def check_agreement(sides: dict[str, Decodes]) -> None:
 
 
 def measure_fill(batch_size: int, rounds: int, steps: int) -> list[Row]:
-    """A row for filling a decode registry, for a bare grouped copy of the same tensors, and for one copy."""
+    """A row for filling a decode registry, and for three ways to copy the same bytes and nothing else."""
     device = platforms.current_platform.get_device(0)
     registry = cuda_graph_buffer_registry.build_decode_registry(
         device=device, max_bs=batch_size, max_num_token=batch_size, seq_len_fill_value=1
@@ -196,6 +196,7 @@ def measure_fill(batch_size: int, rounds: int, steps: int) -> list[Row]:
     ways: dict[str, Callable[[], object]] = {
         "foreach copy": lambda: torch._foreach_copy_(heads, sources),
         "fill_from": fill,
+        "copy by copy": lambda: [head.copy_(source) for head, source in zip(heads, sources, strict=True)],
         "one copy": lambda: destination.copy_(flat),
     }
     samples: dict[str, list[float]] = {way: [] for way in ways}

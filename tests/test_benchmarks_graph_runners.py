@@ -37,6 +37,7 @@ def test_json_has_a_row_for_each_way_and_batch_size(model: str, capsys: pytest.C
         ("decode", "plain", 2),
         ("fill", "foreach copy", 16),
         ("fill", "fill_from", 16),
+        ("fill", "copy by copy", 16),
         ("fill", "one copy", 16),
     ]
     for row in printed["rows"]:
@@ -51,7 +52,7 @@ def test_the_table_has_a_line_for_each_row(capsys: pytest.CaptureFixture[str]) -
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("platform cpu, dtype float32")
     assert sum("1.00x" in line for line in lines) >= 3
-    assert len(lines) == 2 + 7
+    assert len(lines) == 2 + 8
 
 
 def test_ways_that_disagree_end_the_benchmark(model: str, mocker: MockerFixture) -> None:

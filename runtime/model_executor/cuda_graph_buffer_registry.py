@@ -9,111 +9,31 @@ own; which slots there are is said in `build_decode_registry` and `build_prefill
 from __future__ import annotations
 
 import dataclasses
-import enum
-from collections.abc import Callable, Iterable, Mapping
+import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
 from runtime.model_executor import input_buffers
+from runtime.model_executor.graph_slots import AXES, FillContext, GraphSlot, PaddingPolicy
 
-AXES = ("bs", "tokens", "none")
+__all__ = [
+    "AXES",
+    "CudaGraphBufferRegistry",
+    "FillContext",
+    "GraphSlot",
+    "PaddingPolicy",
+    "build_decode_registry",
+    "build_prefill_registry",
+    "local_num_token_non_padded",
+]
+
 BatchT = TypeVar("BatchT")
 
 MAX_PLANS = 4096
 """Combinations of sizes whose views are kept."""
-
-
-class PaddingPolicy(enum.Enum):
-    """What the elements between the batch and the recorded size hold."""
-
-    ZERO = "zero"
-    """Zeros, at each fill: row 0 of every table is there for padding."""
-    FILL_SENTINEL = "fill sentinel"
-    """The slot's `pad_value`, from the beginning and at each fill."""
-    FILL_ONCE = "fill once"
-    """The slot's `pad_value` until a batch has been there, then what that left: any valid value will do."""
-    FOREACH_COPY = "foreach copy"
-    """Whatever was there: nothing that a padding row computes from it matters."""
-    KEEP_PAD = "keep pad"
-    """What the slot's owner has put there; a fill never touches it."""
-
-
-@dataclass(frozen=True)
-class FillContext:
-    """The sizes of one fill.
-
-    Attributes:
-        raw_bs: requests in the batch.
-        padded_bs: requests of the recorded step.
-        raw_num_tokens: tokens in the batch.
-        padded_num_tokens: tokens of the recorded step.
-        pp_proxy_tensors: what the stage before in a pipeline has sent, by name; None in the first.
-    """
-
-    raw_bs: int
-    padded_bs: int
-    raw_num_tokens: int
-    padded_num_tokens: int
-    pp_proxy_tensors: Mapping[str, torch.Tensor] | None = None
-
-
-@dataclass
-class GraphSlot:
-    """One named input buffer.
-
-    Attributes:
-        name: the field of the batch that fills it. A dotted name stands for part of something nested, which is never a
-            field of a batch: such a slot has a `source_fn`, or nothing copied into it.
-        shape_fn: `shape_fn(max_bs, max_num_tokens)` is the whole buffer's shape.
-        dtype: of the buffer.
-        axis: what grows with the batch: `"bs"` (requests), `"tokens"`, or `"none"`.
-        dim: the dimension that the axis is.
-        device: where the buffer is; None for the registry's device.
-        padding_policy: what padding holds.
-        pad_value: for the policies that fill.
-        enabled: False to register the name only: no buffer, and no part in anything.
-        copy_from_fb: the batch is copied into it. False for a buffer that the step itself or `post_fill` writes.
-        post_fill: `post_fill(buffer, batch, context)` writes what is computed, after everything has been copied.
-        source_fn: `source_fn(batch, context)` is what to copy instead of the batch's field, None for nothing. It may be
-            shorter than the batch along the slot's dimension: only its own length is copied.
-        buffer: the whole buffer; set by the registry.
-
-    Raises:
-        ValueError: there is no such axis.
-    """
-
-    name: str
-    shape_fn: Callable[[int, int], tuple[int, ...]]
-    dtype: torch.dtype
-    axis: str
-    dim: int = 0
-    device: torch.device | None = None
-    padding_policy: PaddingPolicy = PaddingPolicy.FOREACH_COPY
-    pad_value: float = 0
-    enabled: bool = True
-    copy_from_fb: bool = True
-    post_fill: Callable[[torch.Tensor, Any, FillContext], None] | None = None
-    source_fn: Callable[[Any, FillContext], torch.Tensor | None] | None = None
-    buffer: torch.Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.axis not in AXES:
-            raise ValueError(f"slot {self.name!r} has axis {self.axis!r}: it must be one of {', '.join(AXES)}")
-
-    @property
-    def computed(self) -> bool:
-        """Whether what is in it does not come from the batch's field of its name."""
-        return self.post_fill is not None or not self.copy_from_fb
-
-    def sizes(self, context: FillContext) -> tuple[int, int] | None:
-        """`(raw, padded)` along its axis; None without one."""
-        if self.axis == "none":
-            return None
-        if self.axis == "bs":
-            return context.raw_bs, context.padded_bs
-        return context.raw_num_tokens, context.padded_num_tokens
 
 
 @dataclass(frozen=True)
@@ -125,6 +45,47 @@ class _Plan:
     filled: list[tuple[torch.Tensor, float]]
     heads: list[tuple[GraphSlot, torch.Tensor]]
     post_fills: list[tuple[GraphSlot, torch.Tensor]]
+    expected: _Expected | None
+
+
+class _Expected:
+    """The copies of a fill for the batch that is expected: every field there, in the shape and dtype of its slot.
+
+    A fill is all Python costs of a step but the launch: what is looked at here is what it takes to be sure.
+    """
+
+    def __init__(self, heads: list[tuple[GraphSlot, torch.Tensor]]) -> None:
+        self.groups = []
+        for dtype in {slot.dtype: None for slot, _ in heads}:
+            of_dtype = [(slot.name, head) for slot, head in heads if slot.dtype is dtype]
+            names, destinations = [list(column) for column in zip(*of_dtype, strict=True)]
+            # The first name twice: with one name alone, attrgetter gives no tuple.
+            getter = operator.attrgetter(names[0], *names)
+            self.groups.append((dtype, getter, [head.numel() for _, head in of_dtype], destinations))
+
+    @staticmethod
+    def of(heads: list[tuple[GraphSlot, torch.Tensor]], device: torch.device) -> _Expected | None:
+        """None if a slot asks for more than that: a source of its own, another device, several dimensions."""
+        plain = all(
+            slot.source_fn is None and head.device == device and head.dim() == 1 and slot.name.isidentifier()
+            for slot, head in heads
+        )
+        return _Expected(heads) if plain else None
+
+    def copies(self, forward_batch: Any) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]] | None:
+        """What is to be copied; None if the batch is not as expected."""
+        copies = []
+        try:
+            for dtype, getter, numels, destinations in self.groups:
+                _, *sources = getter(forward_batch)
+                for source, numel in zip(sources, numels):  # noqa: B905  (as long as each other, and checking costs)
+                    # As many elements in another shape are no vector, which torch refuses to copy.
+                    if source.numel() != numel or source.dtype is not dtype:
+                        return None
+                copies.append((destinations, sources))
+        except AttributeError:  # no such field, or no tensor
+            return None
+        return copies
 
 
 class CudaGraphBufferRegistry:
@@ -242,7 +203,9 @@ class CudaGraphBufferRegistry:
         context = plan.context
         if pp_proxy_tensors is not None:
             context = dataclasses.replace(context, pp_proxy_tensors=pp_proxy_tensors)
-        copies = self._copies(plan, forward_batch, context)
+        copies = None if plan.expected is None else plan.expected.copies(forward_batch)
+        if copies is None:
+            copies = self._copies(plan, forward_batch, context)
         if plan.zeroed:
             torch._foreach_zero_(plan.zeroed)
         for tail, value in plan.filled:
@@ -305,7 +268,7 @@ class CudaGraphBufferRegistry:
 
     def _plan(self, context: FillContext) -> _Plan:
         self._check_sizes(context)
-        plan = _Plan(context, [], [], [], [])
+        plan = _Plan(context, [], [], [], [], None)
         for slot in self._slots.values():
             assert slot.buffer is not None, "enabled slots have a buffer"
             sizes = slot.sizes(context)
@@ -320,6 +283,7 @@ class CudaGraphBufferRegistry:
                 plan.heads.append((slot, raw))
             if slot.post_fill is not None:
                 plan.post_fills.append((slot, _head(slot, context)))
+        plan = dataclasses.replace(plan, expected=_Expected.of(plan.heads, self.device))
         if len(self._plans) >= MAX_PLANS:
             self._plans.clear()
         sizes_key = (context.raw_bs, context.padded_bs, context.raw_num_tokens, context.padded_num_tokens)
@@ -329,7 +293,7 @@ class CudaGraphBufferRegistry:
     @staticmethod
     def _copies(
         plan: _Plan, forward_batch: Any, context: FillContext
-    ) -> Iterable[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    ) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:
         """What is to be copied, grouped so that one call can do it. Raises before anything is written."""
         groups: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
         for slot, head in plan.heads:
@@ -352,7 +316,7 @@ class CudaGraphBufferRegistry:
             destinations, sources = groups.setdefault(key, ([], []))
             destinations.append(destination)
             sources.append(source)
-        return groups.values()
+        return list(groups.values())
 
 
 def _head(slot: GraphSlot, context: FillContext) -> torch.Tensor:
