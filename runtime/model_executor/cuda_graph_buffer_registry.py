@@ -279,7 +279,9 @@ class CudaGraphBufferRegistry:
                 elif slot.padding_policy is PaddingPolicy.FILL_SENTINEL:
                     plan.filled.append((tail, slot.pad_value))
             if slot.copy_from_fb and (sizes is None or sizes[0]):
-                raw = slot.buffer if sizes is None else slot.buffer.narrow(slot.dim, 0, sizes[0])
+                raw = slot.buffer
+                if sizes is not None and sizes[0] < raw.shape[slot.dim]:  # a view costs more to write to
+                    raw = raw.narrow(slot.dim, 0, sizes[0])
                 plan.heads.append((slot, raw))
             if slot.post_fill is not None:
                 plan.post_fills.append((slot, _head(slot, context)))

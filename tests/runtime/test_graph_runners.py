@@ -350,6 +350,24 @@ class TestCapture:
             assert generate(runner, arrivals) == generate(plain, arrivals)
         assert len(graphs) == len(DECODE_SIZES), "nothing is compiled at replay"
 
+    @pytest.mark.slow
+    def test_compiled_decodes_say_the_same(
+        self,
+        family: Callable[[str], Path],
+        mocker: MockerFixture,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+        mocker.patch.object(CpuSRTPlatform, "get_compile_backend", return_value="inductor")
+        plain = make_runner(family("llama"))
+        poison(mocker)
+        runner = make_runner(family("llama"), decode_graph="on", graph_backend="compiled", decode_graph_sizes=(4,))
+        for size in (4, 3):
+            arrivals = [random_prompts(LENGTHS[:size], vocab_size=100)]
+            assert generate(runner, arrivals) == generate(plain, arrivals)
+        assert any((tmp_path / "compiled").rglob("*.so")), "kept on disk"
+
 
 class TestChoice:
     def test_sizes_and_lengths_are_those_of_capture_sizes(
