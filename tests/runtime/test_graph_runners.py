@@ -351,6 +351,7 @@ class TestCapture:
         assert len(graphs) == len(DECODE_SIZES), "nothing is compiled at replay"
 
     @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler imports what torch has deprecated
     def test_compiled_decodes_say_the_same(
         self,
         family: Callable[[str], Path],
