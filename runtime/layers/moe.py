@@ -144,10 +144,13 @@ class Experts(MultiPlatformOp):
         """[T, hidden], the experts of each token ([T, K] int64) and their weights ([T, K] float32) to [T, hidden]."""
         if experts.numel() <= GATHER_LIMIT:
             return self.gathered(x, experts, weights)
-        return self.forward_cpu(x, experts, weights)
+        return self._many(x, experts, weights)
 
     def forward_cpu(self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """See `forward_native`."""
+        return self._many(x, experts, weights)
+
+    def _many(self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         recorder = recording.current()
         if recorder is None:
             return self.sorted(x, experts, weights)
