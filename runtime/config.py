@@ -17,11 +17,15 @@ from runtime.platforms import host_threads
 CHECK_ENV = "RUNTIME_CHECK_INTEGRITY"
 """Environment variable that makes the scheduler check its pools."""
 
+GRAPH_CHECK_ENV = "RUNTIME_CHECK_GRAPHS"
+"""Environment variable that makes graph runners check, at every replay, that no buffer has moved."""
+
 ENVIRONMENT: Mapping[str, str] = {
     platforms.PLATFORM_ENV: "the platform to run on: an in-tree name or that of a platform plugin; unset: find out",
     platforms.CPU_ENV: "1: with no platform named and no plugin active, run on the CPU whatever torch sees",
     host_threads.WAIT_POLICY_ENV: "how OpenMP threads wait for each other; unset means PASSIVE in the scheduler",
     CHECK_ENV: "1: whenever nothing runs, the scheduler checks that no KV slot has leaked; costs a pass over the pool",
+    GRAPH_CHECK_ENV: "1: graph runners check at every replay that all they have recorded is still where it was",
     "HOOKERY_PLUGINS": "the installed hook plugins to load, comma-separated; unset: all but unselected platforms'",
 }
 """Every environment variable the runtime or its plugin loading reads, and what it is for."""
@@ -46,6 +50,12 @@ KV_CACHE_DTYPES: Mapping[str, str] = DTYPES | {
 }
 """Accepted spellings of the KV cache's dtype and their torch names; auto is the dtype of the activations."""
 
+DECODE_GRAPHS = ("off", "on")
+"""What `decode_graph` may be."""
+
+PREFILL_GRAPHS = ("off", "piecewise", "breakable")
+"""What `prefill_graph` may be."""
+
 MAX_PAGE_SIZE = 64
 """Slots of a page at most."""
 
@@ -68,6 +78,14 @@ class ServerArgs:
             prompt run whole.
         disable_radix_cache: compute every prompt anew instead of keeping the keys and values of earlier ones.
         kv_cache_dtype: dtype that keys and values are stored in; see `KV_CACHE_DTYPES`.
+        decode_graph: "on" to record decodes and replay them, "off" to run each as it is written; None for what the
+            platform does by itself.
+        prefill_graph: how steps with prompts are recorded, attention always left out: "breakable", "piecewise"
+            (compiled as well) or "off"; None is off.
+        graph_backend: how steps are recorded: the name of one of the platform's ways; None for its first.
+        decode_graph_sizes: batch sizes to record decodes at; None for a list up to `max_running_requests`.
+        prefill_graph_sizes: token counts to record steps with prompts at; None for a list up to the most tokens of a
+            step.
         plugins: dotted names of plugin modules to load besides the installed ones.
         random_seed: seed of the default generators, which requests without a seed draw theirs from; None leaves
             them as the process started.
@@ -83,6 +101,11 @@ class ServerArgs:
     chunked_prefill_size: int | None = None
     disable_radix_cache: bool = False
     kv_cache_dtype: str = "auto"
+    decode_graph: str | None = None
+    prefill_graph: str | None = None
+    graph_backend: str | None = None
+    decode_graph_sizes: tuple[int, ...] | None = None
+    prefill_graph_sizes: tuple[int, ...] | None = None
     plugins: tuple[str, ...] = ()
     random_seed: int | None = None
 
@@ -119,6 +142,20 @@ class ServerArgs:
             raise ConfigError(
                 f"disable_radix_cache={self.disable_radix_cache!r} is not valid: it must be true or false"
             )
+        for field, kinds in (("decode_graph", DECODE_GRAPHS), ("prefill_graph", PREFILL_GRAPHS)):
+            if getattr(self, field) not in (None, *kinds):
+                raise ConfigError(
+                    f"{field}={getattr(self, field)!r} is not known: use one of {', '.join(kinds)}, or None"
+                )
+        if self.graph_backend is not None:
+            _check_str("graph_backend", self.graph_backend)
+        for field in ("decode_graph_sizes", "prefill_graph_sizes"):
+            sizes = getattr(self, field)
+            if sizes is not None:
+                if not isinstance(sizes, tuple) or not sizes:
+                    raise ConfigError(f"{field}={sizes!r} is not valid: it must be a tuple of at least one size")
+                for size in sizes:
+                    _check_count(field, size)
         if self.random_seed is not None:
             _check_count("random_seed", self.random_seed, minimum=0)
         if not isinstance(self.plugins, tuple):

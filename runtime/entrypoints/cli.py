@@ -86,6 +86,24 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--chunked-prefill-size", type=int, metavar="N", default=None, help="cut prompts to N tokens per step"
     )
+    generate.add_argument(
+        "--decode-graph",
+        choices=config.DECODE_GRAPHS,
+        default=None,
+        help="record decodes and replay them; what the platform does by itself without it",
+    )
+    generate.add_argument(
+        "--prefill-graph", choices=config.PREFILL_GRAPHS, default=None, help="how steps with prompts are recorded"
+    )
+    generate.add_argument(
+        "--graph-backend", metavar="NAME", default=None, help="how steps are recorded; the platform's first without it"
+    )
+    generate.add_argument(
+        "--decode-graph-sizes", type=int, nargs="+", metavar="N", default=None, help="batch sizes to record"
+    )
+    generate.add_argument(
+        "--prefill-graph-sizes", type=int, nargs="+", metavar="N", default=None, help="token counts to record"
+    )
     generate.add_argument("--disable-radix-cache", action="store_true", help="compute every prompt anew")
     generate.add_argument(
         "--plugin",
@@ -124,6 +142,11 @@ def _generate(parsed: argparse.Namespace) -> int:
         chunked_prefill_size=parsed.chunked_prefill_size,
         disable_radix_cache=parsed.disable_radix_cache,
         kv_cache_dtype=parsed.kv_cache_dtype,
+        decode_graph=parsed.decode_graph,
+        prefill_graph=parsed.prefill_graph,
+        graph_backend=parsed.graph_backend,
+        decode_graph_sizes=parsed.decode_graph_sizes,
+        prefill_graph_sizes=parsed.prefill_graph_sizes,
         plugins=tuple(parsed.plugins),
     ) as served:
         started = time.perf_counter()

@@ -66,6 +66,12 @@ class Engine:
         chunked_prefill_size: prompt tokens of one step at most, longer prompts being cut to it; by default none is cut.
         disable_radix_cache: compute every prompt anew instead of keeping the keys and values of earlier ones.
         kv_cache_dtype: "auto" (as `dtype`), "float32", "bfloat16", "float16", "fp8_e4m3" or "fp8_e5m2".
+        decode_graph: "on" to record decodes and replay them, or "off"; what the platform does by itself by default.
+        prefill_graph: "breakable" or "piecewise" (compiled as well) to record steps with prompts; "off" by default.
+        graph_backend: how steps are recorded, one of the platform's ways: on the CPU "plain" or "compiled", on a GPU
+            also "device" or "accelerator"; the platform's first by default.
+        decode_graph_sizes: batch sizes to record decodes at; a list up to `max_running_requests` by default.
+        prefill_graph_sizes: token counts to record steps with prompts at; a list up to the most tokens of a step.
         plugins: plugin modules to load beside the installed ones.
 
     Raises:
@@ -88,6 +94,11 @@ class Engine:
         chunked_prefill_size: int | None = None,
         disable_radix_cache: bool = False,
         kv_cache_dtype: str = "auto",
+        decode_graph: str | None = None,
+        prefill_graph: str | None = None,
+        graph_backend: str | None = None,
+        decode_graph_sizes: Sequence[int] | None = None,
+        prefill_graph_sizes: Sequence[int] | None = None,
         plugins: Sequence[str] = (),
     ) -> None:
         if isinstance(plugins, str) or not all(isinstance(plugin, str) for plugin in plugins):
@@ -104,6 +115,11 @@ class Engine:
             chunked_prefill_size=chunked_prefill_size,
             disable_radix_cache=disable_radix_cache,
             kv_cache_dtype=kv_cache_dtype,
+            decode_graph=decode_graph,
+            prefill_graph=prefill_graph,
+            graph_backend=graph_backend,
+            decode_graph_sizes=None if decode_graph_sizes is None else tuple(decode_graph_sizes),
+            prefill_graph_sizes=None if prefill_graph_sizes is None else tuple(prefill_graph_sizes),
             plugins=tuple(plugins),
         ).resolve()
         self.tokenizer_manager = tokenizer_manager.TokenizerManager(self.server_args)

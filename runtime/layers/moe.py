@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from runtime.layers import recording
 from runtime.layers.activation import SiluAndMul
 from runtime.platforms.multi_platform import MultiPlatformOp
 
@@ -118,6 +119,9 @@ class Experts(MultiPlatformOp):
     recorded. Many are sorted by expert, each expert then being one matrix product; how many go to each, the host has to
     know. On the CPU that costs no waiting, and copying weights would be the dearest part.
 
+    A recording cannot ask: for many pairs it is left for that long. Where it cannot be left, every expert is applied to
+    every token; a decode of that many rows reads all weights anyway.
+
     Attributes:
         gate_up_proj: [experts, 2 * width, hidden].
         down_proj: [experts, hidden, width].
@@ -140,11 +144,19 @@ class Experts(MultiPlatformOp):
         """[T, hidden], the experts of each token ([T, K] int64) and their weights ([T, K] float32) to [T, hidden]."""
         if experts.numel() <= GATHER_LIMIT:
             return self.gathered(x, experts, weights)
-        return self.sorted(x, experts, weights)
+        return self._many(x, experts, weights)
 
     def forward_cpu(self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """See `forward_native`."""
-        return self.sorted(x, experts, weights)
+        return self._many(x, experts, weights)
+
+    def _many(self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        recorder = recording.current()
+        if recorder is None:
+            return self.sorted(x, experts, weights)
+        if recorder.breaks:
+            return recorder.run_eagerly(self.sorted, x, experts, weights)
+        return self.dense(x, experts, weights)
 
     def gathered(self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """`forward_native` for few pairs: gathers the weights that each needs."""
@@ -167,6 +179,18 @@ class Experts(MultiPlatformOp):
                 outputs.append(F.linear(hidden, self.down_proj[expert]))
         in_order = torch.cat(outputs)
         return self._sum(torch.empty_like(in_order).index_copy_(0, order, in_order), weights)
+
+    def dense(self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """`forward_native` without asking for anything: applies every expert to every token."""
+        total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        for expert in range(self.down_proj.shape[0]):
+            hidden = self.act.forward(F.linear(x, self.gate_up_proj[expert]))
+            outputs = F.linear(hidden, self.down_proj[expert]).float()
+            chosen = experts == expert
+            # Not a product with zero: what an expert makes of a token that is not its own need not be finite.
+            weighted = outputs * (weights * chosen).sum(-1, keepdim=True)
+            total += torch.where(chosen.any(-1, keepdim=True), weighted, 0.0)
+        return total.to(x.dtype)
 
     @staticmethod
     def _sum(outputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

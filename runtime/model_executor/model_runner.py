@@ -19,6 +19,12 @@ from runtime.core.errors import ConfigError, PlatformError
 from runtime.core.forward_batch import ForwardBatch
 from runtime.core.request import Request
 from runtime.layers.attention.base import AttentionBackend
+from runtime.model_executor import (
+    breakable_cuda_graph_runner,
+    cuda_graph_runner,
+    graph_runner,
+    piecewise_cuda_graph_runner,
+)
 from runtime.model_executor.batch_builder import BatchBuilder
 from runtime.model_executor.graph_runner import GraphRunner
 
@@ -45,7 +51,8 @@ class ModelRunner:
         prefix_cache: what is kept of sequences that ran; None where that is switched off.
         batch_builder: gives requests their rows and slots.
         attention_backend: the platform's, shared by all layers.
-        graph_runner: what replays recorded steps; None where every step runs as it is written.
+        graph_runner: what replays recorded decodes; None where every decode runs as it is written.
+        prefill_graph_runner: what replays recorded steps with prompts; None where each of them runs as it is written.
 
     Raises:
         ConfigError: an argument is out of range or does not fit the model or the platform.
@@ -72,6 +79,7 @@ class ModelRunner:
         self.page_size = self.server_args.page_size
         self.kv_cache_dtype = self._resolve_kv_cache_dtype()
         graph_runner_cls = self._graph_runner_cls(capabilities)
+        prefill_graph_runner_cls = self._prefill_graph_runner_cls(capabilities)
         self.kv_pool_cls = pool_selection.resolve_kv_pool_cls(self.model_config.attention_kind)
         platform.init_backend()
         self.device = platform.get_device(0)
@@ -100,6 +108,8 @@ class ModelRunner:
                 f" (torch: {' '.join(str(error).split())[:200]})"
             ) from error
         self.graph_runner = None if graph_runner_cls is None else graph_runner_cls(self)
+        self.prefill_graph_runner = None if prefill_graph_runner_cls is None else prefill_graph_runner_cls(self)
+        self.graph_runners = [runner for runner in (self.graph_runner, self.prefill_graph_runner) if runner is not None]
         logger.info(
             "%s on %s (%.1f GiB, %.1f GiB in use): %s, context of %d tokens, %d KV slots",
             self.server_args.model,
@@ -122,11 +132,10 @@ class ModelRunner:
         self.batch_builder.release(request)
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        """[B, vocab] logits after the last token of each row, in the model's dtype."""
+        """[B, vocab] logits after the last token of each row, in the model's dtype; valid until the next forward."""
         with platforms.current_platform.inference_mode():
-            if self.graph_runner is not None and self.graph_runner.can_run(batch):
-                return self.graph_runner.replay(batch)
-            return self.forward_eager(batch)
+            runner = graph_runner.runner_for(batch, self.graph_runners)
+            return self.forward_eager(batch) if runner is None else runner.replay(batch)
 
     def forward_eager(self, batch: ForwardBatch) -> torch.Tensor:
         """[B, vocab] logits as `forward` gives them, computed operation by operation."""
@@ -140,16 +149,34 @@ class ModelRunner:
             return sampler.sample(logits, sampling_batch).tolist()
 
     def _graph_runner_cls(self, capabilities: platforms.PlatformCapabilities) -> type[GraphRunner] | None:
+        asked = self.server_args.decode_graph
         chosen = platforms.current_platform.get_graph_runner_cls()
-        if chosen is None:
+        if chosen is not None:
+            own = self._platforms_graph_runner_cls(chosen, "get_graph_runner_cls", capabilities)
+            return None if asked == "off" else own
+        return cuda_graph_runner.CudaGraphRunner if asked == "on" else None
+
+    def _prefill_graph_runner_cls(self, capabilities: platforms.PlatformCapabilities) -> type[GraphRunner] | None:
+        kind = self.server_args.prefill_graph
+        if kind in (None, "off"):
             return None
+        chosen = platforms.current_platform.get_prefill_graph_runner_cls(kind)
+        if chosen is not None:
+            return self._platforms_graph_runner_cls(chosen, "get_prefill_graph_runner_cls", capabilities)
+        if kind == "piecewise":
+            return piecewise_cuda_graph_runner.PiecewiseCudaGraphRunner
+        return breakable_cuda_graph_runner.BreakableCudaGraphRunner
+
+    @staticmethod
+    def _platforms_graph_runner_cls(
+        chosen: type | str, factory: str, capabilities: platforms.PlatformCapabilities
+    ) -> type[GraphRunner]:
         if not capabilities.graph_capture:
             raise ConfigError(
-                f"platform {platforms.current_platform.device_name} has a graph runner (get_graph_runner_cls) but does"
-                " not declare graph_capture in its capabilities"
+                f"platform {platforms.current_platform.device_name} has a graph runner ({factory}) but does not declare"
+                " graph_capture in its capabilities"
             )
-        what = "graph runner from get_graph_runner_cls"
-        return platforms.resolve_class(chosen, GraphRunner, what)  # type: ignore[type-abstract]
+        return platforms.resolve_class(chosen, GraphRunner, f"graph runner from {factory}")  # type: ignore[type-abstract]
 
     def _resolve_kv_cache_dtype(self) -> torch.dtype:
         asked = self.server_args.kv_cache_dtype

@@ -195,4 +195,4 @@ class CpuSRTPlatform(CpuDeviceMixin, SRTPlatform):
     @property
     def capabilities(self) -> PlatformCapabilities:
         """Every dtype."""
-        return PlatformCapabilities(dtypes=("float32", "bfloat16", "float16"), float64=True)
+        return PlatformCapabilities(dtypes=("float32", "bfloat16", "float16"), float64=True, share_input_buffers=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from runtime.platforms.accelerator import AcceleratorDeviceMixin
@@ -49,7 +51,13 @@ class CudaSRTPlatform(CudaDeviceMixin, SRTPlatform):
     @property
     def capabilities(self) -> PlatformCapabilities:
         """Every dtype, and graphs."""
-        return PlatformCapabilities(dtypes=("float32", "bfloat16", "float16"), float64=True, graph_capture=True)
+        return PlatformCapabilities(
+            dtypes=("float32", "bfloat16", "float16"), float64=True, graph_capture=True, share_input_buffers=True
+        )
+
+    def get_graph_backends(self) -> Mapping[str, type | str]:
+        """CUDA's graphs first."""
+        return {"device": "runtime.platforms.graph_backend.CudaGraphBackend", **super().get_graph_backends()}
 
     def apply_server_args_defaults(self, server_args: ServerArgsT) -> ServerArgsT:
         """Larger batches than elsewhere: a GPU reads its weights in the same time for hundreds of rows."""

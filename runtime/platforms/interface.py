@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from runtime.platforms.classes import ClassRef
 from runtime.platforms.device_mixin import DeviceMixin
+
+_GRAPH_BACKENDS = "runtime.platforms.graph_backend"
 
 ServerArgsT = TypeVar("ServerArgsT", bound=Any)
 """The arguments of an engine: a frozen dataclass that lives below the platforms."""
@@ -22,11 +24,13 @@ class PlatformCapabilities:
         dtypes: torch names of the dtypes a model may run in.
         float64: the device computes in double precision. Where it does not, random draws are made on the host.
         graph_capture: a step can be recorded and replayed; needed for a graph runner.
+        share_input_buffers: input buffers of several graph runners may be the same memory.
     """
 
     dtypes: tuple[str, ...] = ("float32",)
     float64: bool = False
     graph_capture: bool = False
+    share_input_buffers: bool = False
 
 
 def fill_open(server_args: ServerArgsT, **values: object) -> ServerArgsT:
@@ -93,11 +97,32 @@ class SRTPlatform(DeviceMixin):
         return None
 
     def get_graph_runner_cls(self) -> ClassRef:
-        """What replays recorded steps: a subclass of `GraphRunner`, or None to run every step as it is written.
+        """What replays recorded decodes: a subclass of `GraphRunner`, or None for `CudaGraphRunner` where decodes are
+        asked to be recorded, and to run every step as it is written where they are not.
 
         Only a platform that declares `capabilities.graph_capture` may have one.
         """
         return None
+
+    def get_prefill_graph_runner_cls(self, kind: str) -> ClassRef:
+        """What replays recorded steps with prompts: a subclass of `GraphRunner`, or None for the in-tree class of that
+        kind. Asked only where a kind other than "off" was asked for.
+
+        Args:
+            kind: "piecewise" or "breakable".
+        """
+        return None
+
+    def get_graph_backends(self) -> Mapping[str, type | str]:
+        """The ways to record a step on this platform, by name, the preferred one first: subclasses of `GraphBackend`
+        or their dotted names.
+
+        A platform that declares `capabilities.graph_capture` has, unless it says more, torch's graphs for any
+        accelerator; every platform can run a step again over the same buffers, as it is written or compiled.
+        """
+        device = {"accelerator": f"{_GRAPH_BACKENDS}.AcceleratorGraphBackend"}
+        plain = {"plain": f"{_GRAPH_BACKENDS}.PlainGraphBackend", "compiled": f"{_GRAPH_BACKENDS}.CompiledGraphBackend"}
+        return device | plain if self.capabilities.graph_capture else plain
 
     def get_compile_backend(self) -> str | Callable[..., Any]:
         """What `torch.compile` takes as `backend` on this platform."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from runtime.platforms.cuda import CudaDeviceMixin
 from runtime.platforms.device_mixin import PlatformEnum
 from runtime.platforms.interface import PlatformCapabilities, SRTPlatform
@@ -21,5 +23,11 @@ class RocmSRTPlatform(RocmDeviceMixin, SRTPlatform):
 
     @property
     def capabilities(self) -> PlatformCapabilities:
-        """Every dtype; no graphs."""
-        return PlatformCapabilities(dtypes=("float32", "bfloat16", "float16"), float64=True)
+        """Every dtype, and HIP graphs, which torch has under CUDA's names."""
+        return PlatformCapabilities(
+            dtypes=("float32", "bfloat16", "float16"), float64=True, graph_capture=True, share_input_buffers=True
+        )
+
+    def get_graph_backends(self) -> Mapping[str, type | str]:
+        """HIP's graphs first."""
+        return {"device": "runtime.platforms.graph_backend.CudaGraphBackend", **super().get_graph_backends()}

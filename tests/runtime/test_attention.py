@@ -98,12 +98,15 @@ def test_attention_is_that_of_each_sequence_by_itself(
 ) -> None:
     sequences = mha(windows, kv_heads)
     if reserved:
-        sequences.backend.reserve(4, CONTEXT)
+        sequences.backend.reserve([(4, CONTEXT)])
     keys = torch.zeros(4, CONTEXT, len(windows), kv_heads, DIM)
     values = torch.zeros_like(keys)
     for extends, decodes in STEPS:
         batch = sequences.batch(extends, decodes)
-        sequences.backend.init_forward_metadata(batch)
+        if reserved and not extends:
+            sequences.backend.init_replay_metadata(batch, CONTEXT)
+        else:
+            sequences.backend.init_forward_metadata(batch)
         rows = [row for row, new in [*extends, *((row, 1) for row in decodes)] for _ in range(new)]
         for layer, window in enumerate(windows):
             q = torch.randn(len(rows), HEADS, DIM)
@@ -175,11 +178,11 @@ def test_latent_attention_is_that_over_expanded_keys_and_chosen_tokens(
 def test_decode_metadata_stays_where_it_is() -> None:
     # What a recorded step reads must be where it was, and say what holds now.
     sequences = mha((None, 6))
-    sequences.backend.reserve(4, CONTEXT)
+    sequences.backend.reserve([(4, CONTEXT)])
     sequences.backend.init_forward_metadata(sequences.batch([(0, 3), (1, 9)], []))
     seen = []
     for _ in range(3):
-        sequences.backend.init_forward_metadata(sequences.batch([], [0, 1]))
+        sequences.backend.init_replay_metadata(sequences.batch([], [0, 1]), CONTEXT)
         decodes = [metadata.decode for metadata in sequences.backend.layer_metadata]
         for decode, width in zip(decodes, (CONTEXT, 6), strict=True):
             assert decode is not None
@@ -190,6 +193,19 @@ def test_decode_metadata_stays_where_it_is() -> None:
             assert (decode.slots != 0).sum(-1).tolist() == visible
             seen.append((width, decode.slots.data_ptr(), decode.mask.data_ptr()))
     assert len(set(seen)) == 2
+
+
+def test_a_batch_that_needs_more_than_is_reserved_leaves_it_where_it_is() -> None:
+    sequences = mha((None, 6))
+    sequences.backend.reserve([(2, 4)])
+    reserved = [tensor.data_ptr() for tensor in sequences.backend.reserved_tensors()]
+    sequences.backend.init_forward_metadata(sequences.batch([(0, 30), (1, 9)], []))
+    sequences.backend.init_forward_metadata(sequences.batch([], [0, 1]))
+    decode = sequences.backend.layer_metadata[0].decode
+    assert decode is not None
+    assert decode.slots.shape == (2, 31)
+    assert decode.slots.data_ptr() not in reserved
+    assert [tensor.data_ptr() for tensor in sequences.backend.reserved_tensors()] == reserved
 
 
 def test_nothing_is_as_large_as_all_tokens_times_all_tokens() -> None:

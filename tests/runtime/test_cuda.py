@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from runtime.config import GRAPH_CHECK_ENV
 from runtime.layers.layernorm import RMSNorm
 from runtime.platforms import DeviceCapability
 from runtime.platforms.cuda import CudaSRTPlatform
 from tests.runtime.checkpoints import VARIANTS
+from tests.runtime.families import make_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,6 +53,43 @@ def test_greedy_generation_in_float32_is_that_of_the_cpu(checkpoint: Callable[[s
     model = checkpoint(variant)
     flags = ["--max-new-tokens", "24"]
     assert tokens(model, *flags, platform="cuda") == tokens(model, *flags, platform="cpu")
+
+
+@pytest.mark.parametrize(
+    "graphs",
+    [
+        ["--decode-graph", "on"],
+        ["--decode-graph", "on", "--graph-backend", "accelerator"],
+        ["--decode-graph", "on", "--graph-backend", "plain"],
+        ["--prefill-graph", "breakable", "--prefill-graph-sizes", "16", "64", "128"],
+        ["--prefill-graph", "piecewise", "--prefill-graph-sizes", "64", "128"],
+        ["--decode-graph", "on", "--prefill-graph", "breakable", "--prefill-graph-sizes", "64", "128"],
+    ],
+    ids=" ".join,
+)
+def test_recorded_steps_say_what_the_cpu_says(llama_checkpoint: Path, graphs: list[str]) -> None:
+    flags = ["--max-new-tokens", "24"]
+    assert tokens(llama_checkpoint, *flags, *graphs, platform="cuda") == tokens(
+        llama_checkpoint, *flags, platform="cpu"
+    )
+
+
+@pytest.mark.parametrize("family", ["deepseek-v2", "deepseek-v32"])
+def test_recorded_steps_of_other_kinds_of_attention_say_what_they_say_as_written(tmp_path: Path, family: str) -> None:
+    model = str(make_checkpoint(tmp_path, family))
+    code = f"""
+import os
+os.environ["{GRAPH_CHECK_ENV}"] = "1"
+from tests.runtime.test_graph_runners import generate, make_runner
+from tests.runtime.checkpoints import random_prompts
+
+arrivals = [random_prompts((5, 6), vocab_size=100), [], random_prompts((12,), vocab_size=100)]
+expected = generate(make_runner({model!r}), arrivals)
+runner = make_runner({model!r}, decode_graph="on", prefill_graph="breakable", graph_backend="device")
+assert generate(runner, arrivals) == expected
+"""
+    environment = os.environ | {"RUNTIME_PLATFORM": "cuda", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=240)
 
 
 def test_seeded_sampling_draws_the_same_numbers_as_on_the_cpu(llama_checkpoint: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -73,6 +74,36 @@ class AttentionBackend(ABC):
     @abstractmethod
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Prepare what all layers of one forward pass share."""
+
+    def reserve(self, shapes: Iterable[tuple[int, int]]) -> None:
+        """Make room for what `init_replay_metadata` prepares, in tensors that from now on stay where they are.
+
+        Args:
+            shapes: of the decodes that are recorded: rows, and tokens of a sequence at most.
+
+        Raises:
+            ConfigError: decodes on this backend cannot be recorded.
+        """
+        raise ConfigError(
+            f"decodes with attention backend {type(self).__qualname__} cannot be recorded, it has no reserve and"
+            " init_replay_metadata: switch decode_graph off"
+        )
+
+    def init_replay_metadata(self, forward_batch: ForwardBatch, max_len: int) -> None:
+        """`init_forward_metadata` for a decode that is recorded, or one that a recorded step is to run on.
+
+        Everything the layers read is written into the reserved tensors, in shapes that depend on the batch size and
+        `max_len` alone; so does what the layers then do.
+
+        Args:
+            forward_batch: a decode, of as many rows as were reserved with this `max_len`.
+            max_len: tokens of its sequences at most.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} has no metadata for recorded steps")
+
+    def reserved_tensors(self) -> list[torch.Tensor]:
+        """The tensors that `reserve` made; whoever checks that they stay where they are looks here."""
+        return []
 
     @abstractmethod
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer_id: int) -> torch.Tensor:

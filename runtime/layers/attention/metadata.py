@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -70,16 +71,29 @@ class MetadataBuilder:
         self.req_to_token = req_to_token
         self.through_pool = through_pool
         self.fixed_width = 0
+        self.is_reserved = False
         device = req_to_token.device
         self.slots = torch.zeros(0, dtype=req_to_token.dtype, device=device)
         self.mask = torch.zeros(0, dtype=dtype, device=device)
         self.positions = torch.arange(req_to_token.shape[1], device=device)
 
-    def reserve(self, max_batch_size: int, max_len: int) -> None:
-        """From now on give decode rows the width of `max_len` tokens, in tensors for `max_batch_size` rows that stay
-        where they are, and always a mask. A batch with a longer row is given a greater width."""
-        self.fixed_width = max_len if self.window is None else min(max_len, self.window)
-        self._grow(max_batch_size * self.fixed_width)
+    def reserve(self, shapes: Iterable[tuple[int, int]]) -> None:
+        """Make room for decodes of `shapes` (rows, tokens of a sequence at most), in tensors that from now on stay
+        where they are: a batch that needs more is given others, for itself."""
+        self.is_reserved = True
+        self._grow(max(rows * self._width_of(max_len) for rows, max_len in shapes))
+
+    def build_fixed(self, batch: ForwardBatch, max_len: int) -> ForwardMetadata:
+        """`build` for decode rows of at most `max_len` tokens: they are given the width of that many, and always a
+        mask, so that shapes do not depend on the lengths."""
+        self.fixed_width = self._width_of(max_len)
+        try:
+            return self.build(batch)
+        finally:
+            self.fixed_width = 0
+
+    def _width_of(self, max_len: int) -> int:
+        return max_len if self.window is None else min(max_len, self.window)
 
     def build(self, batch: ForwardBatch) -> ForwardMetadata:
         """The metadata of one forward pass; that of the pass before is no longer valid."""
@@ -137,6 +151,8 @@ class MetadataBuilder:
     def _views(self, rows: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         size = rows * width
         if self.slots.numel() < size:
+            if self.is_reserved:
+                return self.slots.new_zeros(rows, width), self.mask.new_zeros(rows, width)
             self._grow(2 * size)
         return self.slots[:size].view(rows, width), self.mask[:size].view(rows, width)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -46,15 +47,28 @@ class TorchAttentionBackend(AttentionBackend):
         self.builders = {window: MetadataBuilder(window, table, dtype, through_pool) for window in windows}
         self.layer_metadata: list[ForwardMetadata] = []
 
-    def reserve(self, max_batch_size: int, max_len: int) -> None:
-        """Lay decode metadata out for rows of `max_len` tokens, always; see `MetadataBuilder.reserve`."""
+    def reserve(self, shapes: Iterable[tuple[int, int]]) -> None:
+        """See `AttentionBackend.reserve`."""
+        of_all = list(shapes)
         for builder in self.builders.values():
-            builder.reserve(max_batch_size, max_len)
+            builder.reserve(of_all)
+
+    def reserved_tensors(self) -> list[torch.Tensor]:
+        """See `AttentionBackend.reserved_tensors`."""
+        reserved = (builder for builder in self.builders.values() if builder.is_reserved)
+        return [tensor for builder in reserved for tensor in (builder.slots, builder.mask)]
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Gather slots and build masks, once for all layers."""
+        self._set({window: builder.build(forward_batch) for window, builder in self.builders.items()}, forward_batch)
+
+    def init_replay_metadata(self, forward_batch: ForwardBatch, max_len: int) -> None:
+        """See `AttentionBackend.init_replay_metadata`."""
+        built = {window: builder.build_fixed(forward_batch, max_len) for window, builder in self.builders.items()}
+        self._set(built, forward_batch)
+
+    def _set(self, metadata: dict[int | None, ForwardMetadata], forward_batch: ForwardBatch) -> None:
         self.out_cache_loc = forward_batch.out_cache_loc
-        metadata = {window: builder.build(forward_batch) for window, builder in self.builders.items()}
         self.layer_metadata = [metadata[window] for window in self.config.sliding_windows]
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer_id: int) -> torch.Tensor:

@@ -1,0 +1,282 @@
+"""What all graph runners of the tree share: sizes, buffers, capture and replay. They differ in what they record."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from runtime import platforms
+from runtime.config import GRAPH_CHECK_ENV
+from runtime.core.errors import ConfigError, EngineError
+from runtime.core.forward_batch import ForwardBatch
+from runtime.layers import recording
+from runtime.model_executor.cuda_graph_buffer_registry import CudaGraphBufferRegistry
+from runtime.model_executor.graph_runner import GraphRunner, RecordableRunner
+from runtime.platforms.graph_backend import GraphBackend
+from runtime.plugins import recorded_hooks
+
+logger = logging.getLogger(__name__)
+
+WARM_UPS = 2
+"""How often a step runs before it is recorded: libraries that choose or allocate at first use have then done so."""
+
+Step = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True, order=True)
+class ShapeKey:
+    """What a recorded step was recorded for.
+
+    Attributes:
+        size: its capture size: requests of a decode, tokens of a step with prompts.
+        max_len: tokens of the longest sequence at most; 0 where recording does not depend on it.
+    """
+
+    size: int
+    max_len: int = 0
+
+
+class BucketedGraphRunner(GraphRunner):
+    """Records a step for each of some sizes; a batch runs in the smallest that holds it, the rest being padding.
+
+    Every decision is a method, called by name on the object, or a function of `capture_sizes`, called through its
+    module: a hook on any of them takes. Sizes, buffers and capture happen once, when the runner is made.
+
+    Attributes:
+        backend: how steps are recorded.
+        capture_sizes: the sizes, ascending; their last is the largest batch that is replayed.
+        registry: owns and fills the input buffers.
+        recorded: for each shape, what runs the recorded step and gives its output.
+        recorder: what layers ask while a step runs; see `recording`.
+
+    Raises:
+        ConfigError: no such backend, no size is left, or a step cannot be recorded.
+        PlatformError: the backend cannot work on this host.
+    """
+
+    compiles: ClassVar[bool] = False
+    """Steps are compiled whatever the backend."""
+
+    def __init__(self, model_runner: RecordableRunner) -> None:
+        super().__init__(model_runner)
+        self.model = model_runner.model
+        self.attention_backend = model_runner.attention_backend
+        self.backend = self.make_backend()
+        self.capture_sizes = self.choose_capture_sizes()
+        self.registry = self.build_registry()
+        self.recorder = self.make_recorder()
+        self.recorded: dict[ShapeKey, Step] = {}
+        self._output: torch.Tensor | None = None
+        self._check = os.environ.get(GRAPH_CHECK_ENV) == "1"
+        self.capture()
+        self._addresses = self.addresses() if self._check else {}
+
+    # What runners differ in.
+
+    @abstractmethod
+    def choose_capture_sizes(self) -> list[int]:
+        """The sizes to record, ascending."""
+
+    @abstractmethod
+    def build_registry(self) -> CudaGraphBufferRegistry:
+        """The input buffers that steps of up to the largest size read."""
+
+    @abstractmethod
+    def make_recorder(self) -> recording.Recorder | None:
+        """Who layers are told records the step."""
+
+    @abstractmethod
+    def capture_keys(self) -> list[ShapeKey]:
+        """The shapes to record."""
+
+    @abstractmethod
+    def key_for(self, batch: ForwardBatch) -> ShapeKey | None:
+        """The shape that a batch is to run in; None if there is none for it."""
+
+    @abstractmethod
+    def step_for(self, key: ShapeKey) -> Step:
+        """The step of a shape, over the buffers, made ready to run on padding alone."""
+
+    @abstractmethod
+    def build_replay_fb_view(self, batch: ForwardBatch, key: ShapeKey) -> ForwardBatch:
+        """The batch as what prepares the replay sees it: its tensors are the buffers."""
+
+    @abstractmethod
+    def init_replay_metadata(self, view: ForwardBatch, key: ShapeKey) -> None:
+        """Prepare what attention reads, from the view of the batch."""
+
+    @abstractmethod
+    def logits_of(self, output: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        """[B, vocab] logits from what the step gave."""
+
+    # What they share.
+
+    def make_backend(self) -> GraphBackend:
+        """The way to record that was asked for, or the platform's first."""
+        platform = platforms.current_platform
+        backends = platform.get_graph_backends()
+        asked = self.model_runner.server_args.graph_backend
+        name = next(iter(backends)) if asked is None else asked
+        if name not in backends:
+            raise ConfigError(
+                f"graph_backend={name!r} is not known on platform {platform.device_name}: use one of"
+                f" {', '.join(backends)}"
+            )
+        what = f"graph backend {name!r} from get_graph_backends"
+        backend_cls = platforms.resolve_class(backends[name], GraphBackend, what)  # type: ignore[type-abstract]
+        return backend_cls(self.model_runner.device)
+
+    def can_run(self, batch: ForwardBatch) -> bool:
+        """See `GraphRunner.can_run`."""
+        return self.key_for(batch) is not None
+
+    def capture(self) -> None:
+        """Record every shape, the largest first, so that the others find room in its memory."""
+        started = time.perf_counter()
+        platform = platforms.current_platform
+        before = platform.get_current_memory_usage()
+        keys = sorted(self.capture_keys(), reverse=True)
+        with platform.inference_mode(), _collector_at_rest(), self.backend.capture_session():
+            for key in keys:
+                self.registry.reset_for_capture()
+                try:
+                    self.recorded[key] = self.capture_one(key)
+                except RuntimeError as error:  # torch's errors, what a device says of a forbidden operation included
+                    raise ConfigError(
+                        f"{type(self).__qualname__} cannot record a step of {key} with"
+                        f" {type(self.backend).__qualname__}: {error}; choose smaller sizes or another graph_backend,"
+                        " or switch the graph runner off"
+                    ) from error
+        logger.info(
+            "%s: %d steps in %.1f s, %.2f GiB, sizes %s",
+            type(self).__qualname__,
+            len(keys),
+            time.perf_counter() - started,
+            max(0, platform.get_current_memory_usage() - before) / 2**30,
+            self.capture_sizes,
+        )
+
+    def capture_one(self, key: ShapeKey) -> Step:
+        """Warm the step of one shape up and record it."""
+        step = self.step_for(key)
+        if self.compiles or self.backend.compiles:
+            step = _compiled(step)
+        step = self._with_recorder(step)
+        for _ in range(WARM_UPS):
+            output = step()
+            platforms.current_platform.synchronize()
+        if not self.backend.records:
+            return step
+        if self._output is None or self._output.shape[0] < output.shape[0]:
+            self._output = torch.zeros_like(output)
+        output = self._output[: output.shape[0]]
+        replay = self.record(step, output)
+
+        def run() -> torch.Tensor:
+            replay()
+            return output
+
+        return run
+
+    def record(self, step: Step, output: torch.Tensor) -> Callable[[], None]:
+        """Record `step` with a copy of what it gives to `output`; what is returned does that again."""
+        with recorded_hooks.watched(type(self).__qualname__):
+            self.backend.begin()
+            try:
+                output.copy_(step())
+            except BaseException:
+                self.backend.abort()
+                raise
+            return self.backend.end()
+
+    def replay(self, batch: ForwardBatch) -> torch.Tensor:
+        """See `GraphRunner.replay`.
+
+        Raises:
+            EngineError: the batch has no recorded step; or, where that is checked, a buffer has moved.
+        """
+        key = self.key_for(batch)
+        if key is None:
+            raise EngineError(
+                f"{type(self).__qualname__} has no recorded step for a batch of {batch.batch_size} requests and"
+                f" {batch.num_tokens} tokens: ask can_run first"
+            )
+        if self._check:
+            self.check_addresses()
+        self.fill(batch, key)
+        self.init_replay_metadata(self.build_replay_fb_view(batch, key), key)
+        return self.logits_of(self.recorded[key](), batch)
+
+    @abstractmethod
+    def fill(self, batch: ForwardBatch, key: ShapeKey) -> None:
+        """Write the batch into the buffers; see `CudaGraphBufferRegistry.fill_from`."""
+
+    def addresses(self) -> dict[str, int]:
+        """Where everything is that a recorded step reads or writes and that is not the model's own."""
+        tensors = dict(self.registry.buffers())
+        tensors |= {f"attention metadata {i}": t for i, t in enumerate(self.attention_backend.reserved_tensors())}
+        tensors |= {f"KV buffer {i}": t for i, t in enumerate(self.model_runner.token_to_kv_pool.storage())}
+        if self._output is not None:
+            tensors["output"] = self._output
+        return {name: tensor.data_ptr() for name, tensor in tensors.items()}
+
+    def check_addresses(self) -> None:
+        """Raise unless everything is where it was when steps were recorded.
+
+        Raises:
+            EngineError: something has moved; a replay would read or write what is not its own.
+        """
+        now = self.addresses()
+        moved = sorted(name for name, address in self._addresses.items() if now.get(name) != address)
+        if moved:
+            raise EngineError(
+                f"{type(self).__qualname__}: {', '.join(moved)} moved since steps were recorded: write into tensors"
+                " that recorded steps read, and do not replace them"
+            )
+
+    def _with_recorder(self, step: Step) -> Step:
+        if self.recorder is None:
+            return step
+
+        def run() -> torch.Tensor:
+            with recording.recorded_by(self.recorder):
+                return step()
+
+        return run
+
+
+def _compiled(step: Step) -> Step:
+    backend: Any = platforms.current_platform.get_compile_backend()
+    compiled: Step = torch.compile(_with_own_code(step), backend=backend, dynamic=False)
+    # Layers that are compiled one by one are told apart by what they are: one entry for each of them and each size.
+    return torch._dynamo.config.patch(recompile_limit=1 << 16, accumulated_recompile_limit=1 << 16)(compiled)
+
+
+def _with_own_code(step: Any) -> Step:
+    """The function with a code object of its own: the compiler keeps what it has made by that, so that steps of other
+    sizes would be looked through at each call."""
+    copy = type(step)(step.__code__.replace(), step.__globals__, step.__name__, step.__defaults__, step.__closure__)
+    own: Step = copy
+    return own
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Nothing is collected while steps are recorded: what a finaliser does on a device would be recorded with them."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
