@@ -62,7 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     generate.set_defaults(run=_generate)
     generate.add_argument("prompts", nargs="*", metavar="PROMPT", default=[DEFAULT_PROMPT], help="a text to continue")
     generate.add_argument(
-        "--model", metavar="DIR", default=engine.EMBEDDED_MODEL, help="a Hugging Face Llama directory"
+        "--model",
+        metavar="DIR",
+        default=engine.EMBEDDED_MODEL,
+        help="a checkpoint directory in the Hugging Face layout",
     )
     defaults = SamplingParams()
     generate.add_argument("--max-new-tokens", type=int, metavar="N", default=defaults.max_new_tokens, help="per prompt")

@@ -17,7 +17,7 @@ import torch
 
 import hookery
 from runtime.config import CHECK_ENV, ServerArgs
-from runtime.core.errors import EngineError, InvalidRequestError
+from runtime.core.errors import ConfigError, EngineError, InvalidRequestError
 from runtime.core.request import Request
 from runtime.managers import batch_policy
 from runtime.managers.io_struct import (
@@ -82,7 +82,7 @@ class Scheduler:
         )
         self.builder = self.model_runner.batch_builder
         self.new_token_ratio = batch_policy.INITIAL_NEW_TOKEN_RATIO
-        self.check_when_idle = os.environ.get(CHECK_ENV) == "1"
+        self.check_when_idle = _check_when_idle()
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.chunked: Request | None = None
@@ -308,3 +308,10 @@ class Scheduler:
         request.abort()
         self._forget([request])
         self.channel.send(BatchOutput([RequestOutput(request.request_id, [], error=error)]))
+
+
+def _check_when_idle() -> bool:
+    wanted = os.environ.get(CHECK_ENV, "")
+    if wanted not in ("", "0", "1"):
+        raise ConfigError(f"{CHECK_ENV}={wanted!r} is not valid: set it to 1 to check the pools, or to 0")
+    return wanted == "1"

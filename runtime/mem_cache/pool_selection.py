@@ -60,8 +60,8 @@ def num_kv_slots(
         dtype: what it stores.
         page_size: slots per page.
         kv_pool_args: the model's sizes, as the class takes them.
-        useful: slots that all requests together can fill; more are never made.
-        asked: `max_total_tokens`, or None.
+        useful: slots that all running requests together can fill; unasked, no more are made.
+        asked: `max_total_tokens`, or None; what it has beyond `useful` keeps prefixes of requests that have ended.
 
     Raises:
         ConfigError: `asked` is more than fits the device's free memory, or less than a page.
@@ -73,8 +73,7 @@ def num_kv_slots(
     platforms.current_platform.empty_cache()
     free, _ = platforms.current_platform.get_available_memory()
     pages = int(free * MEMORY_FRACTION) // (bytes_per_token * page_size) - 1  # one is the sink
-    useful_pages = -(-useful // page_size)
-    asked_pages = useful_pages if asked is None else min(asked // page_size, useful_pages)
+    asked_pages = -(-useful // page_size) if asked is None else asked // page_size
     if asked is not None and asked_pages > pages:
         raise ConfigError(
             f"max_total_tokens={asked} needs {asked * bytes_per_token / 2**30:.1f} GiB, "

@@ -77,7 +77,7 @@ class ModelRunner:
                 f" {', '.join(capabilities.dtypes)}"
             )
         self.page_size = self.server_args.page_size
-        self.kv_cache_dtype = self._resolve_kv_cache_dtype()
+        self.kv_cache_dtype = self._resolve_kv_cache_dtype(capabilities)
         graph_runner_cls = self._graph_runner_cls(capabilities)
         prefill_graph_runner_cls = self._prefill_graph_runner_cls(capabilities)
         self.kv_pool_cls = pool_selection.resolve_kv_pool_cls(self.model_config.attention_kind)
@@ -96,7 +96,7 @@ class ModelRunner:
             dtype=self.kv_cache_dtype,
             page_size=self.page_size,
             kv_pool_args=self.model_config.kv_pool_args(),
-            useful=self.max_running_requests * self.context_length,
+            useful=self.max_running_requests * -(-self.context_length // self.page_size) * self.page_size,
             asked=self.server_args.max_total_tokens,
         )
         try:
@@ -178,10 +178,15 @@ class ModelRunner:
             )
         return platforms.resolve_class(chosen, GraphRunner, f"graph runner from {factory}")  # type: ignore[type-abstract]
 
-    def _resolve_kv_cache_dtype(self) -> torch.dtype:
+    def _resolve_kv_cache_dtype(self, capabilities: platforms.PlatformCapabilities) -> torch.dtype:
         asked = self.server_args.kv_cache_dtype
         if asked == "auto":
             return self.dtype
+        if asked in loader.DTYPES and asked not in capabilities.dtypes:
+            raise ConfigError(
+                f"kv_cache_dtype {asked} is not supported on {platforms.current_platform.device_name}: use one of"
+                f" {', '.join(capabilities.dtypes)} or an 8-bit float"
+            )
         dtype: torch.dtype = getattr(torch, asked)
         return dtype
 

@@ -13,6 +13,10 @@ from runtime.layers.rotary import RotaryEmbedding, Rotation
 from runtime.layers.vocab_embedding import VocabEmbedding
 from runtime.models.model_config import ModelConfig
 
+TOKEN_TABLE = "model.embed_tokens.weight"
+OUTPUT_PROJECTION = "lm_head.weight"
+"""What checkpoints call the two; a tied model needs the first only."""
+
 
 class Attention(Protocol):
     """The attention of a layer."""
@@ -140,15 +144,15 @@ class CausalLM(ABC):
 
     def checkpoint_tensors(self) -> dict[str, torch.Tensor]:
         """For each tensor of a checkpoint, by its name there, the part of a weight that it fills."""
-        tensors = {"model.embed_tokens.weight": self.embed_tokens.weight, "model.norm.weight": self.norm.weight}
+        tensors = {TOKEN_TABLE: self.embed_tokens.weight, "model.norm.weight": self.norm.weight}
         if not self.config.tie_word_embeddings:
-            tensors["lm_head.weight"] = self.lm_head.weight
+            tensors[OUTPUT_PROJECTION] = self.lm_head.weight
         for i, layer in enumerate(self.layers):
             tensors |= layer.tensors(f"model.layers.{i}.")
         return tensors
 
     def ignorable_tensor(self, name: str) -> bool:
         """Whether a checkpoint may carry this tensor although the model computes or shares it, or has no use for it."""
-        if name == "lm_head.weight":
+        if name == OUTPUT_PROJECTION:
             return self.config.tie_word_embeddings
         return name.endswith("rotary_emb.inv_freq")

@@ -5,6 +5,7 @@ Only safetensors files are read: nothing is ever unpickled, and no code of a che
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable
 
@@ -13,7 +14,7 @@ import torch
 
 from runtime.core.errors import ConfigError, ModelLoadError
 from runtime.models import hf_config, registry
-from runtime.models.decoder import CausalLM
+from runtime.models.decoder import OUTPUT_PROJECTION, TOKEN_TABLE, CausalLM
 from runtime.models.model_config import ModelConfig
 
 SINGLE_FILE = "model.safetensors"
@@ -66,7 +67,8 @@ def load_model(model_dir: str, dtype: str | torch.dtype, device: torch.device) -
     """Make the model of a checkpoint and fill it with the weights.
 
     Every tensor of the checkpoint must be used, and every weight of the model filled, exactly once. Names and shapes
-    are checked before the first tensor is read; tensors are then read one at a time.
+    are checked before the first tensor is read; tensors are then read one at a time. Where `tie_word_embeddings` is set
+    and the file has an output projection that is not the token table, the file is believed, as by transformers.
 
     Args:
         model_dir: directory with `config.json` and either `model.safetensors` or the shards that
@@ -82,6 +84,8 @@ def load_model(model_dir: str, dtype: str | torch.dtype, device: torch.device) -
     if isinstance(dtype, str):
         dtype = resolve_dtype(dtype, config, model_dir)
     files = _weight_files(model_dir)
+    if config.tie_word_embeddings and _has_head_of_its_own(files):
+        config = dataclasses.replace(config, tie_word_embeddings=False)
     try:
         model = model_cls(config, dtype, device)
     except RuntimeError as error:  # torch says so when it cannot allocate
@@ -126,6 +130,16 @@ def _weight_files(model_dir: str) -> dict[str, frozenset[str] | None]:
     if missing:
         raise ModelLoadError(f"{model_dir} lacks {len(missing)} of its weight files: {_names(missing)}")
     return {os.path.join(model_dir, shard): frozenset(names) for shard, names in sorted(promised.items())}
+
+
+def _has_head_of_its_own(files: Iterable[str]) -> bool:
+    """Whether the files have an output projection with other numbers than the token table."""
+    found: dict[str, torch.Tensor] = {}
+    for path in files:
+        with _open(path) as file:
+            for name in {TOKEN_TABLE, OUTPUT_PROJECTION}.intersection(file.keys()):
+                found[name] = _read(file, name, path)
+    return len(found) == 2 and not torch.equal(found[TOKEN_TABLE], found[OUTPUT_PROJECTION])
 
 
 def _stored_dtype(model_dir: str) -> str | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from runtime.core.errors import ConfigError
 from runtime.core.forward_batch import ForwardBatch, ForwardMode
@@ -33,9 +35,9 @@ class Sequences:
         tokens: for each sequence, what it keeps of each of its tokens.
     """
 
-    def __init__(self, pool: KVCache, config: AttentionConfig, rows: int) -> None:
+    def __init__(self, pool: KVCache, config: AttentionConfig, rows: int, context: int = CONTEXT) -> None:
         self.pool = pool
-        self.requests = ReqToTokenPool(rows, CONTEXT, CPU)
+        self.requests = ReqToTokenPool(rows, context, CPU)
         self.backend = TorchAttentionBackend(self.requests, pool, config, torch.float32)
         self.free = torch.randperm(pool.size, generator=torch.Generator().manual_seed(0)).add(1).tolist()
         self.lengths = [0] * rows
@@ -92,10 +94,11 @@ def mha(windows: tuple[int | None, ...], kv_heads: int = 2, dtype: torch.dtype =
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("windows", [(None,), (6,), (1,), (None, 6, 100)])
-@pytest.mark.parametrize("reserved", [False, True])
+@pytest.mark.parametrize(("reserved", "block"), [(False, 512), (True, 512), (False, 4)])
 def test_attention_is_that_of_each_sequence_by_itself(
-    kv_heads: int, windows: tuple[int | None, ...], reserved: bool
+    kv_heads: int, windows: tuple[int | None, ...], reserved: bool, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("runtime.layers.attention.torch_backend.EXTEND_BLOCK", block)
     sequences = mha(windows, kv_heads)
     if reserved:
         sequences.backend.reserve([(4, CONTEXT)])
@@ -135,10 +138,11 @@ def latent_sequences(kind: AttentionKind, topk: int | None) -> Sequences:
 
 
 @pytest.mark.parametrize("topk", [None, TOPK, 1, 19, 100])
-@pytest.mark.parametrize("block_bytes", [1, 1 << 26])
+@pytest.mark.parametrize(("block_bytes", "block"), [(1, 2048), (1 << 26, 2048), (1 << 26, 4)])
 def test_latent_attention_is_that_over_expanded_keys_and_chosen_tokens(
-    topk: int | None, block_bytes: int, monkeypatch: pytest.MonkeyPatch
+    topk: int | None, block_bytes: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("runtime.layers.attention.torch_backend.LATENT_EXTEND_BLOCK", block)
     monkeypatch.setattr("runtime.layers.attention.torch_backend.INDEX_BLOCK_BYTES", block_bytes)
     sequences = latent_sequences(AttentionKind.MLA if topk is None else AttentionKind.NSA, topk)
     projection = LatentProjection(HEADS, NOPE, V_DIM, RANK, torch.float32, CPU)
@@ -220,6 +224,54 @@ def test_nothing_is_as_large_as_all_tokens_times_all_tokens() -> None:
     assert [None if mask is None else tuple(mask.shape) for mask in masks] == [(4, 34), (2, 32)]
     assert metadata.decode is not None
     assert metadata.decode.mask is None
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how many elements the largest tensor has that an operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(each, torch.Tensor):
+                self.elements = max(self.elements, each.numel())
+        return result
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("prefix", [0, 5])
+def test_a_long_prompt_makes_nothing_as_large_as_its_tokens_times_its_tokens(
+    window: int | None, prefix: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, block = 800, 32
+    monkeypatch.setattr("runtime.layers.attention.torch_backend.EXTEND_BLOCK", block)
+    pool = MHATokenToKVPool(1024, 1, torch.float32, 1, 2, 1, CPU)
+    sequences = Sequences(pool, AttentionConfig(AttentionKind.MHA, 2, 1, 2, 1.0, (window,)), 1, context=1024)
+    for length in (prefix, new) if prefix else (new,):
+        with LargestTensor() as largest:
+            sequences.backend.init_forward_metadata(sequences.batch([(0, length)], []))
+            sequences.backend.forward(
+                torch.randn(length, 2, 2), torch.randn(length, 1, 2), torch.randn(length, 1, 2), 0
+            )
+    assert largest.elements <= block * (new + prefix)
+
+
+@pytest.mark.parametrize("prefix", [0, 5])
+def test_a_long_prompt_of_latent_attention_makes_no_products_of_all_tokens(prefix: int) -> None:
+    new = 300
+    pool = MLATokenToKVPool(512, 1, torch.float32, RANK, ROPE, 1, CPU)
+    config = AttentionConfig(AttentionKind.MLA, HEADS, HEADS, NOPE + ROPE, 0.3, (None,))
+    sequences = Sequences(pool, config, 1, context=512)
+    projection = LatentProjection(HEADS, NOPE, V_DIM, RANK, torch.float32, CPU)
+    projection.weight.normal_()
+    for length in (prefix, new) if prefix else (new,):
+        with LargestTensor() as largest:
+            sequences.backend.init_forward_metadata(sequences.batch([(0, length)], []))
+            q_nope, q_rope = torch.randn(length, HEADS, NOPE), torch.randn(length, HEADS, ROPE)
+            latent, k_rope = torch.randn(length, RANK), torch.randn(length, ROPE)
+            sequences.backend.forward_mla(q_nope, q_rope, latent, k_rope, projection, 0)
+    assert largest.elements < HEADS * new * new
 
 
 class DenseOnly(AttentionBackend):

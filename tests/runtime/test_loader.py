@@ -131,6 +131,19 @@ def test_rotary_buffers_and_a_tied_head_in_the_file_are_passed_over(directory: P
     loader.load_model(str(directory), "auto", CPU)
 
 
+def test_a_head_of_its_own_is_used_though_the_configuration_says_tied(directory: Path) -> None:
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].flip(0)
+
+    edit_weights(directory / WEIGHTS, add)
+    model, config = loader.load_model(str(directory), "auto", CPU)
+    assert not config.tie_word_embeddings
+    assert torch.equal(model.lm_head.weight, model.embed_tokens.weight.flip(0))
+    oracle = reference_model(directory)
+    assert torch.equal(oracle.lm_head.weight, model.lm_head.weight)
+    assert torch.equal(oracle.model.embed_tokens.weight, model.embed_tokens.weight)
+
+
 def test_a_directory_that_is_missing_empty_or_a_file_is_refused(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "nowhere")
     assert "no config.json" in refusal(tmp_path)

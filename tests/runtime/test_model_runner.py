@@ -44,6 +44,8 @@ def test_sizes_follow_from_arguments_and_model(llama_checkpoint: Path) -> None:
     assert runner.req_to_token_pool.req_to_token.shape == (4, 256)
     smaller = make_runner(llama_checkpoint, max_running_requests=3, context_length=100, max_total_tokens=150)
     assert (smaller.context_length, smaller.max_total_tokens) == (100, 150)
+    paged = make_runner(llama_checkpoint, max_running_requests=3, context_length=100, page_size=64)
+    assert paged.max_total_tokens == 3 * 128, "each request ends in a page of its own"
     assert smaller.token_to_kv_pool_allocator.available_size() == 150
     assert smaller.token_to_kv_pool.get_key_buffer(0).shape[0] == 151
 
@@ -74,6 +76,8 @@ def test_a_dtype_the_platform_lacks_is_refused_before_loading(llama_checkpoint: 
     load = mocker.patch("runtime.models.loader.load_model")
     with pytest.raises(ConfigError, match="bfloat16 is not supported on cpu"):
         make_runner(llama_checkpoint, dtype="bf16")
+    with pytest.raises(ConfigError, match="kv_cache_dtype bfloat16 is not supported on cpu: use one of float32 or"):
+        make_runner(llama_checkpoint, kv_cache_dtype="bf16")
     load.assert_not_called()
 
 

@@ -199,6 +199,7 @@ def test_the_slots_are_what_the_free_memory_holds_in_whole_pages(mocker: MockerF
     assert slots(mocker, 1000 * token, dtype=torch.float8_e5m2) == 3199
     assert slots(mocker, 1000 * token, useful=100, page_size=16) == 112
     assert slots(mocker, 1000 * token, asked=100, page_size=16) == 96
+    assert slots(mocker, 1000 * token, asked=500, useful=100) == 500, "the rest keeps prefixes"
 
 
 def test_slots_that_do_not_fit_are_refused_with_what_does(mocker: MockerFixture) -> None:

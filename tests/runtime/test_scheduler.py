@@ -11,7 +11,7 @@ import pytest
 from pytest_mock import MockerFixture
 
 from runtime.config import ServerArgs
-from runtime.core.errors import EngineError
+from runtime.core.errors import ConfigError, EngineError
 from runtime.core.request import FinishReason
 from runtime.core.sampling_params import SamplingParams
 from runtime.managers.io_struct import AbortRequest, BatchOutput, GenerateRequest, RequestOutput, Shutdown
@@ -360,3 +360,14 @@ def test_the_scheduler_says_when_a_slot_has_leaked_and_nothing_runs(
     served.submit([1, 2, 3], max_new_tokens=1)
     with pytest.raises(EngineError, match="1 neither free nor held"):
         served.scheduler.event_loop()
+
+
+@pytest.mark.parametrize(("value", "checks"), [("", False), ("0", False), ("1", True)])
+def test_the_check_when_idle_is_switched_by_one(
+    llama_checkpoint: Path, value: str, checks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNTIME_CHECK_INTEGRITY", value)
+    assert Served(llama_checkpoint).scheduler.check_when_idle is checks
+    monkeypatch.setenv("RUNTIME_CHECK_INTEGRITY", "yes")
+    with pytest.raises(ConfigError, match="RUNTIME_CHECK_INTEGRITY='yes' is not valid: set it to 1"):
+        Served(llama_checkpoint)

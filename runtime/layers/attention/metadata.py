@@ -12,15 +12,15 @@ from runtime.core.forward_batch import ForwardBatch
 
 @dataclass(frozen=True)
 class ExtendMetadata:
-    """One extend row.
+    """One extend row, or a block of one.
 
     Attributes:
-        tokens: the row's slice of the T new tokens.
+        tokens: its slice of the T new tokens.
         length: how many tokens the new ones can see, themselves included.
         slots: [length] slots of the visible tokens, the last at the end; None when these are the new tokens themselves
             and what the pool holds of them is what the layer has of them.
         mask: [new, length] additive mask, aligned so that the last new token sees everything up to itself; None for
-            the plain triangle.
+            the plain triangle. The blocks of a row have views of one.
     """
 
     tokens: slice
@@ -64,12 +64,17 @@ class MetadataBuilder:
         dtype: of masks.
         through_pool: new tokens too are read back from the pool, because it holds them in another dtype: what a token
             sees must not depend on which pass brought it.
+        block: new tokens of a row that need a mask are taken so many at a time, so that it is never as large as tokens
+            times tokens.
     """
 
-    def __init__(self, window: int | None, req_to_token: torch.Tensor, dtype: torch.dtype, through_pool: bool) -> None:
+    def __init__(
+        self, window: int | None, req_to_token: torch.Tensor, dtype: torch.dtype, through_pool: bool, block: int
+    ) -> None:
         self.window = window
         self.req_to_token = req_to_token
         self.through_pool = through_pool
+        self.block = block
         self.fixed_width = 0
         self.is_reserved = False
         device = req_to_token.device
@@ -101,28 +106,41 @@ class MetadataBuilder:
         start = 0
         for row in range(batch.num_extend):
             new = batch.extend_lens_cpu[row]
-            extends.append(self._extend(batch, row, slice(start, start + new)))
+            extends += self._extend(batch, row, slice(start, start + new))
             start += new
         return ForwardMetadata(extends, self._decode(batch) if batch.num_extend < batch.batch_size else None)
 
-    def _extend(self, batch: ForwardBatch, row: int, tokens: slice) -> ExtendMetadata:
+    def _extend(self, batch: ForwardBatch, row: int, tokens: slice) -> list[ExtendMetadata]:
         new, total = tokens.stop - tokens.start, batch.seq_lens_cpu[row]
-        # The first of the new tokens sees furthest back.
-        first = 0 if self.window is None else max(0, total - new - self.window + 1)
-        length = total - first
-        windowed = self.window is not None and length > self.window
-        if new == length and not windowed and not self.through_pool:
-            return ExtendMetadata(tokens, length, None, None)
-        table = self.req_to_token[:, first:total]
-        slots = table.index_select(0, batch.req_pool_indices[row : row + 1]).flatten()
-        if new == length and not windowed:
-            return ExtendMetadata(tokens, length, slots, None)
+        if new == total and (self.window is None or total <= self.window):
+            slots = self._row_slots(batch, row, total) if self.through_pool else None
+            return [ExtendMetadata(tokens, total, slots, None)]
+        slots = self._row_slots(batch, row, total)
+        blocks = []
+        for start in range(total - new, total, self.block):
+            end = min(start + self.block, total)
+            # The first of the new tokens sees furthest back.
+            blocks.append((start, end, 0 if self.window is None else max(0, start - self.window + 1)))
+        mask = self._mask(max(end - start for start, end, _ in blocks), max(end - first for _, end, first in blocks))
+        offset = tokens.start - (total - new)
+        return [
+            ExtendMetadata(
+                slice(start + offset, end + offset), end - first, slots[first:end], mask[start - end :, first - end :]
+            )
+            for start, end, first in blocks
+        ]
+
+    def _row_slots(self, batch: ForwardBatch, row: int, length: int) -> torch.Tensor:
+        return self.req_to_token[:, :length].index_select(0, batch.req_pool_indices[row : row + 1]).flatten()
+
+    def _mask(self, new: int, length: int) -> torch.Tensor:
+        """[new, length] additive mask of the last `new` of `length` tokens; the end of it is that of fewer of both."""
         # is_causal would align the triangle to the top left, as if the new tokens came first.
-        mask = torch.full((new, length), -torch.inf, dtype=self.mask.dtype, device=slots.device)
+        mask = torch.full((new, length), -torch.inf, dtype=self.mask.dtype, device=self.mask.device)
         mask.triu_(length - new + 1)
-        if windowed and self.window is not None:
+        if self.window is not None and length > self.window:
             mask += torch.full_like(mask, -torch.inf).tril_(length - new - self.window)
-        return ExtendMetadata(tokens, length, slots, mask)
+        return mask
 
     def _decode(self, batch: ForwardBatch) -> DecodeMetadata:
         first = batch.num_extend

@@ -23,6 +23,12 @@ from runtime.mem_cache.memory_pool import (
 INDEX_BLOCK_BYTES = 1 << 26
 """How much memory the products of index queries and keys may take at a time."""
 
+EXTEND_BLOCK = 512
+"""New tokens of a row at a time, where they need a mask."""
+
+LATENT_EXTEND_BLOCK = 2048
+"""The same for latent attention, where keys and values of all that they see are made anew for each."""
+
 
 class TorchAttentionBackend(AttentionBackend):
     """Scaled dot-product attention: decode rows together, extend rows one by one.
@@ -44,7 +50,8 @@ class TorchAttentionBackend(AttentionBackend):
         self.scale = config.scale
         table, through_pool = req_to_token_pool.req_to_token, kv_pool.dtype is not dtype
         windows = sorted(set(config.sliding_windows), key=lambda window: window or 0)
-        self.builders = {window: MetadataBuilder(window, table, dtype, through_pool) for window in windows}
+        block = EXTEND_BLOCK if config.kind is AttentionKind.MHA else LATENT_EXTEND_BLOCK
+        self.builders = {window: MetadataBuilder(window, table, dtype, through_pool, block) for window in windows}
         self.layer_metadata: list[ForwardMetadata] = []
 
     def reserve(self, shapes: Iterable[tuple[int, int]]) -> None:
@@ -135,16 +142,20 @@ class TorchAttentionBackend(AttentionBackend):
     def _extend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """q [new, heads, dim] over k [L, kv_heads, dim] and v [L, kv_heads, v_dim] to [new, heads * v_dim]; mask
         [new, L], or None for the plain triangle."""
+        v_dim, dim = v.shape[-1], q.shape[-1]
+        if v_dim < dim:
+            # Kernels that never hold [heads, new, L] products want values as wide as keys; zeros cost less than those.
+            v = F.pad(v, (0, dim - v_dim))
         attended = F.scaled_dot_product_attention(
             q.transpose(0, 1).unsqueeze(0),
             k.transpose(0, 1).unsqueeze(0),
             v.transpose(0, 1).unsqueeze(0),
-            attn_mask=mask,
+            attn_mask=None if mask is None else mask.contiguous(),  # kernels ask for aligned rows
             is_causal=mask is None,
             scale=self.scale,
             enable_gqa=self.num_heads != self.num_kv_heads,
         )
-        return attended.squeeze(0).transpose(0, 1).reshape(q.shape[0], -1)
+        return attended[0, ..., :v_dim].transpose(0, 1).reshape(q.shape[0], -1)
 
     def _decode(
         self,
