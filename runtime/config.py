@@ -70,7 +70,8 @@ class ServerArgs:
         max_running_requests: requests in one batch at most; None for the platform's default.
         max_prefill_tokens: prompt tokens in one forward pass at most; None for the platform's default.
         context_length: tokens of one sequence at most, prompt and output; None for what the model was made for.
-        max_total_tokens: KV slots, rounded down to whole pages; None to size the pool from the device's free memory.
+        max_total_tokens: KV slots, rounded down to whole pages; None for as many as all running requests can fill and
+            the device's free memory has room for.
         page_size: KV slots per page, 1 to 64; None for the platform's default, which is 1 unless it says otherwise: a
             page is the unit of what requests share, so that single slots lose nothing of a common prefix and leave
             nothing unused at the end of a sequence. Larger pages are for attention kernels that want them.

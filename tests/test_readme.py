@@ -56,7 +56,7 @@ def test_the_hookery_example_runs(tmp_path: Path) -> None:
 
 def test_the_engine_example_runs_on_the_embedded_model(tmp_path: Path) -> None:
     (block,) = [block for block in python_blocks() if "with Engine(" in block]
-    (tmp_path / "example.py").write_text(block.replace('model="path/to/a/llama", ', ""))
+    (tmp_path / "example.py").write_text(block.replace('model="path/to/a/model", ', ""))
     done = run(str(tmp_path / "example.py"), python_path=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("length") + done.stdout.count("stop") >= 2

@@ -144,20 +144,19 @@ def read_rope_config(config: JsonObject, max_position_embeddings: int, default_t
     nested = config.values.get(field) or {}
     if not isinstance(nested, dict):
         raise config.error(field, f"must be an object, not {nested!r}")
-    merged = {"rope_theta": config.values.get("rope_theta")} | nested
     partial = nested.get("partial_rotary_factor", config.values.get("partial_rotary_factor"))
     if partial not in (None, 1, 1.0):
         raise config.error("partial_rotary_factor", f"is {partial!r}: only 1.0 is implemented")
     if any(isinstance(value, dict) for value in nested.values()):
         raise config.error(field, "has an entry per layer type: that is not implemented")
-    rope = JsonObject(f"{config.source}: {field}" if nested else config.source, merged)
+    rope = JsonObject(f"{config.source}: {field}" if nested else config.source, nested)
     rope_type = rope.string("rope_type", rope.string("type", "default"))
     if rope_type not in ROPE_TYPES:
         raise rope.error("rope_type", f"is {rope_type!r}: implemented are {', '.join(ROPE_TYPES)}")
     unknown = sorted(name for name, value in nested.items() if name not in ROPE_FIELDS and value is not None)
     if unknown:
         raise rope.error(unknown[0], "is not implemented")
-    rope_theta = rope.number("rope_theta", default_theta)
+    rope_theta = (rope if "rope_theta" in nested else config).number("rope_theta", default_theta)
     if rope_type == "default":
         return RopeConfig(rope_theta=rope_theta)
     # As in transformers, a length at the top level wins over the nested one; the dynamic type knows neither.

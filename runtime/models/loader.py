@@ -134,12 +134,17 @@ def _weight_files(model_dir: str) -> dict[str, frozenset[str] | None]:
 
 def _has_head_of_its_own(files: Iterable[str]) -> bool:
     """Whether the files have an output projection with other numbers than the token table."""
-    found: dict[str, torch.Tensor] = {}
+    where: dict[str, str] = {}
     for path in files:
         with _open(path) as file:
-            for name in {TOKEN_TABLE, OUTPUT_PROJECTION}.intersection(file.keys()):
-                found[name] = _read(file, name, path)
-    return len(found) == 2 and not torch.equal(found[TOKEN_TABLE], found[OUTPUT_PROJECTION])
+            where |= dict.fromkeys({TOKEN_TABLE, OUTPUT_PROJECTION}.intersection(file.keys()), path)
+    if len(where) < 2:
+        return False
+    found = []
+    for name, path in where.items():
+        with _open(path) as file:
+            found.append(_read(file, name, path))
+    return not torch.equal(*found)
 
 
 def _stored_dtype(model_dir: str) -> str | None:

@@ -290,6 +290,10 @@ def test_a_damaged_config_is_refused_by_name(directory: Path, content: str) -> N
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "'partial_rotary_factor' is 0.5"),
         ({"rope_parameters": "default"}, "'rope_parameters' must be an object"),
         ({"rope_parameters": {"rope_theta": -1}}, "'rope_theta' must be"),
+        (
+            {"rope_theta": "1e6", "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "config.json: field 'rope_theta' must",
+        ),
     ],
 )
 def test_a_bad_field_is_refused_by_file_and_name(directory: Path, change: dict[str, Any], named: str) -> None:
