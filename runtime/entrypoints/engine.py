@@ -72,6 +72,7 @@ class Engine:
             also "device" or "accelerator"; the platform's first by default.
         decode_graph_sizes: batch sizes to record decodes at; a list up to `max_running_requests` by default.
         prefill_graph_sizes: token counts to record steps with prompts at; a list up to the most tokens of a step.
+        random_seed: seed of the scheduler's default generators, which sampling without a seed of its own draws from.
         plugins: plugin modules to load beside the installed ones.
 
     Raises:
@@ -99,6 +100,7 @@ class Engine:
         graph_backend: str | None = None,
         decode_graph_sizes: Sequence[int] | None = None,
         prefill_graph_sizes: Sequence[int] | None = None,
+        random_seed: int | None = None,
         plugins: Sequence[str] = (),
     ) -> None:
         if isinstance(plugins, str) or not all(isinstance(plugin, str) for plugin in plugins):
@@ -120,6 +122,7 @@ class Engine:
             graph_backend=graph_backend,
             decode_graph_sizes=None if decode_graph_sizes is None else tuple(decode_graph_sizes),
             prefill_graph_sizes=None if prefill_graph_sizes is None else tuple(prefill_graph_sizes),
+            random_seed=random_seed,
             plugins=tuple(plugins),
         ).resolve()
         self.tokenizer_manager = tokenizer_manager.TokenizerManager(self.server_args)

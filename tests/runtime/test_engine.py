@@ -139,6 +139,16 @@ def test_without_a_seed_two_engines_sample_differently(llama_checkpoint: Path) -
     assert outputs[0] != outputs[1]
 
 
+def test_engines_with_the_same_random_seed_sample_the_same_and_others_do_not(llama_checkpoint: Path) -> None:
+    params = SamplingParams(max_new_tokens=NEW_TOKENS, temperature=2.0, ignore_eos=True)
+    outputs = []
+    for random_seed in (5, 5, 6):
+        with Engine(llama_checkpoint, random_seed=random_seed) as engine:
+            outputs.append([output.token_ids for output in engine.generate(["x", "x"], sampling_params=params)])
+    assert outputs[0] == outputs[1] != outputs[2]
+    assert outputs[0][0] != outputs[0][1]
+
+
 def test_requests_of_several_threads_share_the_engine(engine: Engine, llama_checkpoint: Path) -> None:
     prompts = random_prompts([3, 5, 8, 13], seed=5)
     results: dict[int, list[int]] = {}

@@ -131,8 +131,8 @@ def counted(mocker: MockerFixture) -> Counter[tuple[type, ShapeKey]]:
     return seen
 
 
-@pytest.mark.parametrize("poisoned", [False, True], ids=["clean", "poisoned"])
-@pytest.mark.parametrize("backend", ["tape", "plain"])
+# What is left of Python where a step is replayed in earnest is least, so that is where padding is poisoned.
+@pytest.mark.parametrize(("backend", "poisoned"), [("tape", True), ("plain", False)], ids=["tape-poisoned", "plain"])
 @pytest.mark.parametrize("kind", FAMILIES)
 class TestSameTokens:
     def test_decodes_of_every_batch_size(
