@@ -63,7 +63,8 @@ class HookRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON takes it."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
 COMMON: Mapping[str, Any] = {

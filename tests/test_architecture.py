@@ -199,6 +199,17 @@ def device_mentions(root: Path) -> list[str]:
     return found
 
 
+def early_platforms(root: Path) -> list[str]:
+    """Where the platform is bound at import: a hook on the name, or a test's stand-in for it, would not take there."""
+    return [
+        f"{name}:{node.lineno}"
+        for name, path in modules_under(root, "runtime").items()
+        for node in parse(path).body
+        if isinstance(node, ast.ImportFrom) and node.module == "runtime.platforms"
+        if "current_platform" in [alias.name for alias in node.names]
+    ]
+
+
 def device_mention(node: ast.AST) -> str | None:
     if isinstance(node, ast.Attribute) and node.attr in DEVICE_MODULES:
         # torch.cuda and tensor.cuda() alike; an attribute of one's own that happens to be called so is one as well.
@@ -241,6 +252,9 @@ class TestTheHouse:
     def test_devices_are_named_by_platforms_alone(self) -> None:
         assert device_mentions(ROOT) == []
 
+    def test_the_platform_is_looked_up_when_it_is_used(self) -> None:
+        assert early_platforms(ROOT) == []
+
     def test_there_is_something_to_read(self) -> None:
         assert len(modules_under(ROOT, "hookery")) >= 10
         assert {name.split(".")[1] for name in modules_under(ROOT, "runtime") if "." in name} >= {"core", "managers"}
@@ -271,6 +285,12 @@ class TestTheRulesThemselves:
         assert import_cycles(tree, "hookery") == import_cycles(tree, "runtime") == []
         assert long_files(tree) == []
         assert device_mentions(tree) == []
+        assert early_platforms(tree) == []
+
+    def test_a_platform_that_is_bound_early_is_found(self, tree: Path) -> None:
+        (tree / "runtime/layers/bad.py").write_text("from runtime.platforms import SRTPlatform, current_platform\n")
+        (found,) = early_platforms(tree)
+        assert found == "runtime.layers.bad:1"
 
     @pytest.mark.parametrize(
         "source",

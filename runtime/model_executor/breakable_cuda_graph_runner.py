@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from runtime import platforms
 from runtime.core.errors import ConfigError
 from runtime.core.forward_batch import ForwardBatch, ForwardMode
 from runtime.layers import recording
@@ -16,7 +17,6 @@ from runtime.layers.attention.latent import IndexInputs, LatentProjection
 from runtime.model_executor import capture_sizes, cuda_graph_buffer_registry
 from runtime.model_executor.bucketed_graph_runner import BucketedGraphRunner, ShapeKey, Step
 from runtime.model_executor.cuda_graph_buffer_registry import CudaGraphBufferRegistry
-from runtime.platforms import current_platform
 from runtime.platforms.graph_backend import GraphBackend
 from runtime.plugins import recorded_hooks
 from runtime.sampling import logits_processor
@@ -119,7 +119,7 @@ class BreakableCudaGraphRunner(BucketedGraphRunner):
             device=self.model_runner.device,
             max_bs=self.model_runner.max_running_requests,
             max_num_token=self.capture_sizes[-1],
-            share_pool=current_platform.capabilities.share_input_buffers,
+            share_pool=platforms.current_platform.capabilities.share_input_buffers,
         )
 
     def make_backend(self) -> GraphBackend:

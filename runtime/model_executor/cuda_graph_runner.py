@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import torch
 
+from runtime import platforms
 from runtime.core.forward_batch import ForwardBatch, ForwardMode
 from runtime.layers import recording
 from runtime.model_executor import capture_sizes, cuda_graph_buffer_registry
 from runtime.model_executor.bucketed_graph_runner import BucketedGraphRunner, ShapeKey, Step
 from runtime.model_executor.cuda_graph_buffer_registry import CudaGraphBufferRegistry
-from runtime.platforms import current_platform
 
 PADDING_SEQ_LEN = 1
 """Length of a padding sequence: it sees the sink, its own new token included. None would make of attention a NaN."""
@@ -52,7 +52,7 @@ class CudaGraphRunner(BucketedGraphRunner):
             max_bs=self.capture_sizes[-1],
             max_num_token=self.capture_sizes[-1],
             seq_len_fill_value=PADDING_SEQ_LEN,
-            share_pool=current_platform.capabilities.share_input_buffers,
+            share_pool=platforms.current_platform.capabilities.share_input_buffers,
         )
 
     def make_recorder(self) -> recording.Recorder | None:

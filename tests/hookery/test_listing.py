@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import types
 from typing import Any
@@ -162,6 +163,7 @@ class TestRecords:
             "calls": None,
         }
         assert expected.items() <= record.to_dict().items()
+        assert list(record.to_dict()) == [field.name for field in dataclasses.fields(record)]
         assert json.loads(json.dumps(record.to_dict())) == record.to_dict()
         assert hookery.HookRecord(**record.to_dict()) == record
 
