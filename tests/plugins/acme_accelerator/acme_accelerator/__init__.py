@@ -1,0 +1,8 @@
+"""The Acme accelerator for the runtime. Nothing here imports torch: whoever does not select the platform pays nothing."""
+
+import os
+
+
+def activate() -> str | None:
+    """The platform's class by name; None where the hardware is not there."""
+    return "acme_accelerator.platform:AcmePlatform" if os.environ.get("ACME_VISIBLE_DEVICES") != "" else None
