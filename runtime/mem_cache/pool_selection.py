@@ -30,18 +30,71 @@ def resolve_kv_pool_cls(kind: AttentionKind | str) -> type[KVCache]:
         ConfigError: the platform's class cannot be imported.
         ValueError: there is no such kind.
     """
-    platform = platforms.current_platform
-    in_tree: type[KVCache]
-    match AttentionKind(kind):
-        case AttentionKind.MHA:
-            chosen, in_tree = platform.get_mha_kv_pool_cls(), memory_pool.MHATokenToKVPool
-        case AttentionKind.MLA:
-            chosen, in_tree = platform.get_mla_kv_pool_cls(), memory_pool.MLATokenToKVPool
-        case AttentionKind.NSA:
-            chosen, in_tree = platform.get_nsa_kv_pool_cls(), memory_pool.NSATokenToKVPool
+    chosen, in_tree = _choices(AttentionKind(kind))
     if chosen is None:
         return in_tree
     return platforms.resolve_class(chosen, in_tree, f"KV pool from get_{AttentionKind(kind).value}_kv_pool_cls")
+
+
+def _choices(kind: AttentionKind) -> tuple[platforms.ClassRef, type[KVCache]]:
+    """The pool of the current platform, which may be None, and the in-tree one."""
+    platform = platforms.current_platform
+    match kind:
+        case AttentionKind.MHA:
+            return platform.get_mha_kv_pool_cls(), memory_pool.MHATokenToKVPool
+        case AttentionKind.MLA:
+            return platform.get_mla_kv_pool_cls(), memory_pool.MLATokenToKVPool
+        case AttentionKind.NSA:
+            return platform.get_nsa_kv_pool_cls(), memory_pool.NSATokenToKVPool
+
+
+def check_in_tree_pool(
+    kind: AttentionKind | str,
+    *,
+    dtype: torch.dtype,
+    model_dtype: torch.dtype,
+    page_size: int,
+    kv_pool_args: Mapping[str, int],
+    device: torch.device,
+) -> None:
+    """Where the platform leaves the pool to the runtime: store a token in one of a page and a layer, and read it again.
+
+    Args:
+        kind: the kind of attention it is for.
+        dtype: what it stores.
+        model_dtype: dtype of what is put into it.
+        page_size: slots per page.
+        kv_pool_args: the model's sizes, as the class takes them.
+        device: where it will be.
+
+    Raises:
+        PlatformError: that fails, or gives something else than was stored.
+    """
+    chosen, kv_pool_cls = _choices(AttentionKind(kind))
+    if chosen is not None or kv_pool_cls.__module__ != memory_pool.__name__:
+        return  # somebody else's, for whom it is to say what it can store
+    arguments = {**kv_pool_args, "layer_num": 1}
+    platform = platforms.current_platform
+    problem = (
+        f"get_{AttentionKind(kind).value}_kv_pool_cls of platform {platform.device_name} returned None, and"
+        f" {kv_pool_cls.__qualname__}, which is used then, cannot store {dtype} on {device}"
+    )
+    remedy = "return a pool that can, or choose another kv_cache_dtype"
+    try:
+        with platform.inference_mode():
+            make: Callable[..., KVCache] = kv_pool_cls  # not through `create_kv_pool`: this one is not to be used
+            pool = make(size=page_size, page_size=page_size, dtype=dtype, device=device, **arguments)
+            slot = torch.tensor([page_size], device=device)
+            key, value = (
+                torch.full((1, *buffer.shape[1:]), 0.5, dtype=model_dtype, device=device)
+                for buffer in pool.get_kv_buffer(0)
+            )
+            pool.set_kv_buffer(0, slot, key, value)
+            stored = [buffer[page_size].to(model_dtype).to("cpu") for buffer in pool.get_kv_buffer(0)]
+    except RuntimeError as error:  # torch's errors, what a device says of a forbidden operation included
+        raise PlatformError(f"{problem}: {' '.join(str(error).split())[:300]}; {remedy}") from error
+    if any(not bool((tensor == 0.5).all()) for tensor in stored):
+        raise PlatformError(f"{problem}: it gives other numbers than were stored; {remedy}")
 
 
 def num_kv_slots(

@@ -15,12 +15,13 @@ from typing import Any, ClassVar
 import torch
 
 from runtime import platforms
-from runtime.config import GRAPH_CHECK_ENV
+from runtime.config import GRAPH_CHECK_ENV, ServerArgs
 from runtime.core.errors import ConfigError, EngineError
 from runtime.core.forward_batch import ForwardBatch
 from runtime.layers import recording
 from runtime.model_executor.cuda_graph_buffer_registry import CudaGraphBufferRegistry
 from runtime.model_executor.graph_runner import GraphRunner, RecordableRunner
+from runtime.platforms import graph_backend, probe
 from runtime.platforms.graph_backend import GraphBackend
 from runtime.plugins import recorded_hooks
 
@@ -65,6 +66,20 @@ class BucketedGraphRunner(GraphRunner):
 
     compiles: ClassVar[bool] = False
     """Steps are compiled whatever the backend."""
+
+    @classmethod
+    def check_device(cls, server_args: ServerArgs, device: torch.device) -> None:
+        """See `GraphRunner.check_device`: record, or compile, a step of two operations.
+
+        Raises:
+            ConfigError: the platform has no such graph backend.
+            PlatformError: the device cannot do what the platform declares.
+        """
+        backend_cls = graph_backend.resolve_graph_backend_cls(server_args.graph_backend)
+        if backend_cls.records:
+            probe.check_graph_capture(backend_cls, device)
+        if cls.compiles or backend_cls.compiles:
+            probe.check_compiler(device)
 
     def __init__(self, model_runner: RecordableRunner) -> None:
         super().__init__(model_runner)
@@ -122,17 +137,7 @@ class BucketedGraphRunner(GraphRunner):
 
     def make_backend(self) -> GraphBackend:
         """The way to record that was asked for, or the platform's first."""
-        platform = platforms.current_platform
-        backends = platform.get_graph_backends()
-        asked = self.model_runner.server_args.graph_backend
-        name = next(iter(backends)) if asked is None else asked
-        if name not in backends:
-            raise ConfigError(
-                f"graph_backend={name!r} is not known on platform {platform.device_name}: use one of"
-                f" {', '.join(backends)}"
-            )
-        what = f"graph backend {name!r} from get_graph_backends"
-        backend_cls = platforms.resolve_class(backends[name], GraphBackend, what)  # type: ignore[type-abstract]
+        backend_cls = graph_backend.resolve_graph_backend_cls(self.model_runner.server_args.graph_backend)
         return backend_cls(self.model_runner.device)
 
     def can_run(self, batch: ForwardBatch) -> bool:

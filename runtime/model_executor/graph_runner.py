@@ -36,6 +36,14 @@ class GraphRunner(ABC):
     """Made once, after the model and its pools; a platform names its subclass in `get_graph_runner_cls` or
     `get_prefill_graph_runner_cls`."""
 
+    @classmethod  # noqa: B027  (there may be nothing to check)
+    def check_device(cls, server_args: ServerArgs, device: torch.device) -> None:
+        """Raise what speaks against recording on `device` as soon as that can be known: before a model is loaded.
+
+        Raises:
+            EngineError: steps cannot be recorded there.
+        """
+
     def __init__(self, model_runner: RecordableRunner) -> None:
         self.model_runner = model_runner
 

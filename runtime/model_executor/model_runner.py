@@ -27,6 +27,7 @@ from runtime.model_executor import (
 )
 from runtime.model_executor.batch_builder import BatchBuilder
 from runtime.model_executor.graph_runner import GraphRunner
+from runtime.platforms import probe
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +82,15 @@ class ModelRunner:
         graph_runner_cls = self._graph_runner_cls(capabilities)
         prefill_graph_runner_cls = self._prefill_graph_runner_cls(capabilities)
         self.kv_pool_cls = pool_selection.resolve_kv_pool_cls(self.model_config.attention_kind)
+        self.attention_backend_cls = platforms.resolve_class(
+            platform.get_default_attention_backend(),
+            AttentionBackend,  # type: ignore[type-abstract]
+            "attention backend from get_default_attention_backend",
+        )
         platform.init_backend()
         self.device = platform.get_device(0)
         platform.set_device(self.device)
+        self._check_device(capabilities, [graph_runner_cls, prefill_graph_runner_cls])
         if self.server_args.random_seed is not None:
             platform.seed_everything(self.server_args.random_seed)
         self.context_length = self._resolve_context_length()
@@ -148,6 +155,25 @@ class ModelRunner:
         with platforms.current_platform.inference_mode():
             return sampler.sample(logits, sampling_batch).tolist()
 
+    def _check_device(
+        self, capabilities: platforms.PlatformCapabilities, graph_runner_classes: Sequence[type[GraphRunner] | None]
+    ) -> None:
+        """Let the device show what the platform declares and this model relies on, before that is loaded."""
+        probe.check_dtype(self.dtype, self.device)
+        if capabilities.float64:
+            probe.check_float64(self.device)
+        pool_selection.check_in_tree_pool(
+            self.model_config.attention_kind,
+            dtype=self.kv_cache_dtype,
+            model_dtype=self.dtype,
+            page_size=self.page_size,
+            kv_pool_args=self.model_config.kv_pool_args(),
+            device=self.device,
+        )
+        for graph_runner_cls in graph_runner_classes:
+            if graph_runner_cls is not None:
+                graph_runner_cls.check_device(self.server_args, self.device)
+
     def _graph_runner_cls(self, capabilities: platforms.PlatformCapabilities) -> type[GraphRunner] | None:
         asked = self.server_args.decode_graph
         chosen = platforms.current_platform.get_graph_runner_cls()
@@ -211,12 +237,7 @@ class ModelRunner:
         self.token_to_kv_pool_allocator = pool_selection.create_allocator(
             size=self.max_total_tokens, page_size=self.page_size, device=self.device
         )
-        backend_cls = platforms.resolve_class(
-            platforms.current_platform.get_default_attention_backend(),
-            AttentionBackend,  # type: ignore[type-abstract]
-            "attention backend from get_default_attention_backend",
-        )
-        self.attention_backend = backend_cls(
+        self.attention_backend = self.attention_backend_cls(
             self.req_to_token_pool,
             self.token_to_kv_pool,
             config.attention_config(),

@@ -25,6 +25,11 @@ def resolve_class(value: type | str, base: type[_T], what: str) -> type[_T]:
         ConfigError: the name cannot be imported.
         WrongClassError: what it names is no subclass of `base`; a `ConfigError` and a `TypeError`.
     """
+    if value is None:
+        raise WrongClassError(
+            f"{what}: it returned None, and there is no in-tree class in its place; return a subclass of"
+            f" {base.__module__}.{base.__qualname__}"
+        )
     if isinstance(value, str):
         try:
             resolved = pkgutil.resolve_name(value)

@@ -7,13 +7,14 @@ notes what is done between `begin` and `end` and can do it again without Python;
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 
-from runtime.core.errors import PlatformError
+from runtime import platforms
+from runtime.core.errors import ConfigError, PlatformError
 
 
 class GraphBackend(ABC):
@@ -52,6 +53,28 @@ class GraphBackend(ABC):
     @abstractmethod
     def abort(self) -> None:
         """Stop recording and forget what was recorded, after an error in between; never raises one of its own."""
+
+
+def resolve_graph_backend_cls(asked: str | None) -> type[GraphBackend]:
+    """The current platform's way to record that was asked for, or its first.
+
+    Raises:
+        ConfigError: the platform has none of that name, or what it has is no such class.
+    """
+    platform = platforms.current_platform
+    backends = platform.get_graph_backends()
+    if not isinstance(backends, Mapping) or not backends:
+        raise ConfigError(
+            f"platform {platform.device_name}: get_graph_backends has to return one class or more by name, not"
+            f" {backends!r}; without an override it returns those of the runtime"
+        )
+    name = next(iter(backends)) if asked is None else asked
+    if name not in backends:
+        raise ConfigError(
+            f"graph_backend={name!r} is not known on platform {platform.device_name}: use one of {', '.join(backends)}"
+        )
+    what = f"graph backend {name!r} from get_graph_backends"
+    return platforms.resolve_class(backends[name], GraphBackend, what)  # type: ignore[type-abstract]
 
 
 class PlainGraphBackend(GraphBackend):

@@ -25,6 +25,7 @@ from runtime.model_executor.bucketed_graph_runner import BucketedGraphRunner, Sh
 from runtime.model_executor.cuda_graph_runner import CudaGraphRunner
 from runtime.model_executor.model_runner import ModelRunner
 from runtime.model_executor.piecewise_cuda_graph_runner import PiecewiseCudaGraphRunner
+from runtime.platforms import probe
 from runtime.platforms.cpu import CpuSRTPlatform
 from runtime.sampling.sampler import SamplingBatch
 from tests.runtime.checkpoints import random_prompts
@@ -57,6 +58,9 @@ def surroundings(mocker: MockerFixture, monkeypatch: pytest.MonkeyPatch) -> Iter
     mocker.patch.object(CpuSRTPlatform, "get_graph_backends", return_value=backends)
     # Compiling is tested by itself: here it is enough that pieces are taken apart and put together.
     mocker.patch.object(CpuSRTPlatform, "get_compile_backend", return_value="eager")
+    # What is logged and compiled is then the runner's; whether a device can record is asked in test_probe.
+    mocker.patch.object(probe, "check_graph_capture")
+    mocker.patch.object(probe, "check_compiler")
     monkeypatch.setenv(GRAPH_CHECK_ENV, "1")
     input_buffers.forget_shared_buffers()
     TapeGraphBackend.log.clear()

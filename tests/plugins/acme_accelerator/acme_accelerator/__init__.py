@@ -1,4 +1,4 @@
-"""The Acme accelerator for the runtime. Nothing here imports torch: whoever does not select the platform pays nothing."""
+"""The Acme accelerator for the runtime. Nothing here imports torch: who selects another platform pays nothing."""
 
 import os
 

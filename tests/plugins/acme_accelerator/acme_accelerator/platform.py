@@ -34,6 +34,10 @@ class AcmePlatform(AcceleratorDeviceMixin, SRTPlatform):
         """Keys and values in the layout that the device reads fastest."""
         return "acme_accelerator.pool:AcmePool"
 
+    def get_compile_backend(self) -> str:
+        """Inductor does not know the device."""
+        return "aot_eager"
+
     def get_torch_distributed_backend_str(self) -> str:
         """Through the host."""
         return "gloo"
