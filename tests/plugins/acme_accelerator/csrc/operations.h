@@ -68,6 +68,14 @@ inline const at::Tensor& resize(const at::Tensor& tensor, c10::IntArrayRef size,
   return tensor;
 }
 
+// Let streams of two devices come one after the other, as a copy between them does.
+inline void order(c10::Device first, c10::Device second) {
+  Streams& streams = Streams::get();
+  const c10::StreamId before = Streams::current(first.index());
+  const c10::StreamId after = Streams::current(second.index());
+  streams.wait(second.index(), after, streams.progress(first.index(), before));
+}
+
 // Copies between the host and the device wait, and read or write memory of the host's that a replay would not find.
 inline at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool) {
   const bool crosses = !is_on_device(from) || !is_on_device(to);
@@ -80,7 +88,10 @@ inline at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool) 
   if (is_on_device(to)) add_use(uses, to, true);
   const at::Tensor source = is_on_device(from) ? on_host(from) : from;
   const at::Tensor target = is_on_device(to) ? on_host(to) : to;
+  const bool between_devices = !crosses && from.device() != to.device();
+  if (between_devices) order(from.device(), to.device());
   launch({"copy", [source, target] { target.copy_(source); }, std::move(uses)});
+  if (between_devices) order(to.device(), from.device());
   if (!is_on_device(to)) Guard().synchronizeStream(Guard().getStream(from.device()));
   return to;
 }

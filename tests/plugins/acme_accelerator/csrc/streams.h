@@ -87,6 +87,10 @@ class Streams {
   // Streams of both devices in one key.
   static c10::StreamId key(c10::DeviceIndex device, c10::StreamId stream) { return stream * DEVICE_COUNT + device; }
 
+  static std::string shown(c10::StreamId key) {
+    return "stream " + std::to_string(key / DEVICE_COUNT) + " of acme:" + std::to_string(key % DEVICE_COUNT);
+  }
+
   static void merge(Progress& into, const Progress& from) {
     for (const auto& [stream, reached] : from) into[stream] = std::max(into[stream], reached);
   }
@@ -94,8 +98,8 @@ class Streams {
   void check_waited(const std::string& name, c10::StreamId me, Progress& seen, const Progress& used, const char* how) {
     for (const auto& [stream, reached] : used) {
       const bool waited = stream == me || seen[stream] >= reached || host_[stream] >= reached;
-      TORCH_CHECK(waited, "acme: ", name, " on stream ", me / DEVICE_COUNT, " uses memory that was ", how,
-                  " on stream ", stream / DEVICE_COUNT, ", for which it has not waited: call wait_stream first");
+      TORCH_CHECK(waited, "acme: ", name, " on ", shown(me), " uses memory that was ", how, " on ", shown(stream),
+                  ", for which it has not waited: call wait_stream first");
     }
   }
 
