@@ -13,6 +13,9 @@ os.environ.setdefault("RUNTIME_PLATFORM", "cpu")
 # Models come from directories that tests make; nothing may ask a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# Distributions with tests of their own, for an environment in which they are installed.
+collect_ignore = ["plugins"]
+
 # Where processes say which hooks they have: a folder of this run's own, which its worker processes inherit.
 _state_folder = None
 if "HOOKERY_STATE_DIR" not in os.environ:

@@ -42,7 +42,9 @@ class TestMemory:
         assert torch.acme.current_device() == 0
 
     def test_more_than_there_is_is_an_error_that_says_how_much(self) -> None:
-        with pytest.raises(torch.OutOfMemoryError, match=r"acme:0 is out of memory: 1099511627776 bytes were asked for"):
+        with pytest.raises(
+            torch.OutOfMemoryError, match=r"acme:0 is out of memory: 1099511627776 bytes were asked for"
+        ):
             torch.empty(1 << 40, dtype=torch.uint8, device="acme:0")
 
     def test_what_was_never_written_is_not_a_number(self) -> None:
@@ -95,7 +97,7 @@ class TestOperations:
         generator = torch.Generator(device="acme").manual_seed(5)
         own = torch.rand(4, device="acme", generator=generator)
         assert torch.equal(own, torch.rand(4, device="acme", generator=generator.manual_seed(5)))
-        with pytest.raises(RuntimeError, match="was given a generator on cpu|Expected a 'acme' device type"):
+        with pytest.raises(RuntimeError, match="was given a generator on cpu"):
             torch.rand(4, device="acme", generator=torch.Generator())
 
 
@@ -250,7 +252,10 @@ class TestGraphs:
             ("reading a value", lambda: torch.ones(2, device="acme").sum().item()),
             ("a copy between the host and the device", lambda: torch.ones(2, device="acme").cpu()),
             ("a copy between the host and the device", lambda: torch.ones(2).to("acme")),
-            ("aten::nonzero, whose result has a size that only the device knows,", lambda: torch.ones(2, device="acme").nonzero()),
+            (
+                "aten::nonzero, whose result has a size that only the device knows,",
+                lambda: torch.ones(2, device="acme").nonzero(),
+            ),
             ("waiting for the device", lambda: torch.acme.synchronize()),
         ],
     )

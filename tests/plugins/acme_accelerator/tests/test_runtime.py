@@ -72,16 +72,20 @@ def generate(
     return [request.output_ids for request in rows]
 
 
-@pytest.mark.parametrize("platform_cls", [AcmePlatform, WithoutFloat64])
+SEEDED = {"temperature": 1.0, "top_k": 50, "top_p": 0.9, "seed": 4}
+
+
 @pytest.mark.parametrize(
-    ("args", "params"),
+    ("platform_cls", "args", "params"),
     [
-        pytest.param({"dtype": "float32"}, {}, id="greedy"),
-        pytest.param({"dtype": "float32"}, {"temperature": 1.0, "top_k": 50, "top_p": 0.9, "seed": 4}, id="seeded"),
-        pytest.param({"dtype": "float32"}, {"temperature": 0.7}, id="unseeded"),
-        pytest.param({"dtype": "bfloat16"}, {}, id="bfloat16"),
-        pytest.param({"dtype": "float32", "page_size": 16, **GRAPHS}, {}, id="graphs-pages"),
-        pytest.param({"dtype": "float32", "kv_cache_dtype": "fp8_e4m3"}, {}, id="narrow-cache"),
+        pytest.param(AcmePlatform, {"dtype": "float32"}, {}, id="greedy"),
+        pytest.param(AcmePlatform, {"dtype": "float32"}, SEEDED, id="seeded"),
+        pytest.param(AcmePlatform, {"dtype": "float32"}, {"temperature": 0.7}, id="unseeded"),
+        pytest.param(AcmePlatform, {"dtype": "bfloat16"}, {}, id="bfloat16"),
+        pytest.param(AcmePlatform, {"dtype": "float32", "page_size": 16, **GRAPHS}, {}, id="graphs-pages"),
+        pytest.param(AcmePlatform, {"dtype": "float32", "kv_cache_dtype": "fp8_e4m3"}, {}, id="narrow-cache"),
+        pytest.param(WithoutFloat64, {"dtype": "float32"}, SEEDED, id="seeded-without-float64"),
+        pytest.param(WithoutFloat64, {"dtype": "float32"}, {"temperature": 0.7}, id="unseeded-without-float64"),
     ],
 )
 def test_prompts_decodes_and_draws_stay_on_the_device_and_equal_the_cpus(
