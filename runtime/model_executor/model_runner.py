@@ -64,6 +64,10 @@ class ModelRunner:
     def __init__(self, server_args: ServerArgs) -> None:
         platform = platforms.current_platform
         capabilities = platform.capabilities
+        if not isinstance(capabilities, platforms.PlatformCapabilities):
+            raise ConfigError(
+                f"platform {platform.device_name}: capabilities has to be PlatformCapabilities, not {capabilities!r}"
+            )
         self.server_args = server_args.with_platform_defaults()
         assert self.server_args.max_running_requests is not None, "checked above"
         assert self.server_args.max_prefill_tokens is not None, "checked above"

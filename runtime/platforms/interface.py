@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from runtime.core.errors import ConfigError
 from runtime.platforms.classes import ClassRef
 from runtime.platforms.device_mixin import DeviceMixin
 
@@ -25,12 +26,20 @@ class PlatformCapabilities:
         float64: the device computes in double precision. Where it does not, random draws are made on the host.
         graph_capture: a step can be recorded and replayed; needed for a graph runner.
         share_input_buffers: input buffers of several graph runners may be the same memory.
+
+    Raises:
+        ConfigError: `dtypes` is no tuple of names.
     """
 
     dtypes: tuple[str, ...] = ("float32",)
     float64: bool = False
     graph_capture: bool = False
     share_input_buffers: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dtypes, tuple) or not all(isinstance(name, str) for name in self.dtypes):
+            # One name in parentheses is a string, in which a part of a name would be found too.
+            raise ConfigError(f"dtypes={self.dtypes!r} of PlatformCapabilities has to be a tuple of names")
 
 
 def fill_open(server_args: ServerArgsT, **values: object) -> ServerArgsT:
