@@ -67,30 +67,3 @@ def test_the_command_line_example_is_applied(tmp_path: Path) -> None:
     (tmp_path / "web_hooks.py").write_text(block)
     done = run("-m", "hookery", "check", "--hook", "web_hooks", python_path=tmp_path)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "1 hook, 0 would not be applied")
-
-
-def test_the_platform_example_is_a_platform_that_is_found(tmp_path: Path) -> None:
-    (block,) = [block for block in python_blocks() if "AcmePlatform" in block]
-    (package := tmp_path / "acme_runtime").mkdir()
-    (package / "__init__.py").write_text(block)
-    (package / "pools.py").write_text(
-        "from runtime.mem_cache.memory_pool import MHATokenToKVPool\n\n\nclass AcmePool(MHATokenToKVPool): ...\n"
-    )
-    (entry_point,) = re.findall(
-        r"^\[project.entry-points.\"runtime.platforms\"\]\n(\w+) = \"(.*)\"$", README, re.MULTILINE
-    )
-    (installed := tmp_path / "acme_runtime-1.0.dist-info").mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-runtime\nVersion: 1.0\n")
-    (installed / "entry_points.txt").write_text(f"[runtime.platforms]\n{entry_point[0]} = {entry_point[1]}\n")
-    (tmp_path / "example.py").write_text(
-        "import types, torch\n"
-        "torch.acme = types.SimpleNamespace(current_device=lambda: 1, get_device_name=lambda index: f'Acme {index}')\n"
-        "import os; del os.environ['RUNTIME_PLATFORM']\n"
-        "from runtime.mem_cache.memory_pool import AttentionKind\n"
-        "from runtime.mem_cache.pool_selection import resolve_kv_pool_cls\n"
-        "from runtime.platforms import current_platform\n"
-        "print(current_platform.device_name, current_platform.get_device_name())\n"
-        "print(resolve_kv_pool_cls(AttentionKind.MHA).__name__)\n"
-    )
-    done = run(str(tmp_path / "example.py"), python_path=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "acme Acme 1\nAcmePool\n", "")

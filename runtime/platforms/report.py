@@ -11,6 +11,7 @@ import torch
 
 from runtime import platforms
 from runtime.core.errors import PlatformError
+from runtime.platforms import graph_backend, probe
 
 CHECK_SIZE = 512
 """Rows and columns of the matrices that are multiplied."""
@@ -57,14 +58,16 @@ def describe() -> dict[str, Any]:
 
 
 def check() -> dict[str, Any]:
-    """Multiply two float32 matrices on the device and on the host, and compare.
+    """Let the device do what its platform declares, and multiply two float32 matrices as the host does.
 
     Returns:
-        `max_relative_error` of the device's product, and `milliseconds` from the copy to the device to the product,
-        measured by two events on a stream of their own where the device has streams.
+        `max_relative_error` of the device's product, `milliseconds` from the copy to the device to the product,
+        measured by two events on a stream of their own where the device has streams, and `capabilities`: what was
+        declared and tried.
 
     Raises:
-        PlatformError: the products differ, or the device cannot do one of the operations.
+        PlatformError: the products differ, or the device cannot do one of the operations or what is declared.
+        ConfigError: what the platform brings to record steps with is of no use.
     """
     platform = platforms.current_platform
     platform.init_backend()
@@ -86,7 +89,21 @@ def check() -> dict[str, Any]:
             f"a product of float32 matrices on {device} differs from the host's by {error:.1e}, relative to it: at most"
             f" {CHECK_TOLERANCE:.0e} is float32; does the device compute in less?"
         )
-    return {"max_relative_error": error, "milliseconds": milliseconds}
+    return {"max_relative_error": error, "milliseconds": milliseconds, "capabilities": _tried_capabilities(device)}
+
+
+def _tried_capabilities(device: torch.device) -> list[str]:
+    capabilities = platforms.current_platform.capabilities
+    for name in capabilities.dtypes:
+        probe.check_dtype(getattr(torch, name), device)
+    tried = list(capabilities.dtypes)
+    if capabilities.float64:
+        probe.check_float64(device)
+        tried.append("float64")
+    if capabilities.graph_capture:
+        probe.check_graph_capture(graph_backend.resolve_graph_backend_cls(None), device)
+        tried.append("graph capture")
+    return tried
 
 
 def _timed_product(host: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, float]:

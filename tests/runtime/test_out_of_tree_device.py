@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 import pytest
 
 from tests.plugin_distributions import PLUGINS, Environment
+from tests.runtime.test_vendor_mistakes import DEVICE_MISTAKES, HOST_MISTAKES
 
 ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
 PROMPTS = ["If the argument is", "Return the", "A list of", "The number"]
 FLAGS = ["--dtype", "float32", "--max-new-tokens", "12", "--json"]
 GRAPHS = {
@@ -208,3 +211,49 @@ def test_the_packages_own_tests_pass_in_its_environment(
     )
     assert done.returncode == 0, done.stdout
     assert " skipped" not in done.stdout
+
+
+def page() -> str:
+    """The README's page on bringing up a device."""
+    (section,) = re.findall(
+        r"^### Bring up your device\n(.*?)^##+ ", README.read_text() + "## ", re.DOTALL | re.MULTILINE
+    )
+    return section
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page(), re.DOTALL | re.MULTILINE)
+
+
+def test_the_readmes_page_shows_the_packages_own_lines() -> None:
+    package = PLUGINS / "acme_accelerator"
+    lines = "\n".join(path.read_text() for path in [package / "pyproject.toml", *package.glob("acme_accelerator/*.py")])
+    assert len(blocks("python")) == 7
+    for block in [*blocks("python"), *blocks("toml")]:
+        assert block in lines
+    for name in re.findall(r"`(\w+\.(?:h|py))`", page()):
+        assert list(package.rglob(name)), f"{name} is named, and there is no such file"
+    errors = {mistake.error for mistake in (*HOST_MISTAKES.values(), *DEVICE_MISTAKES.values())}
+    assert len(errors.intersection("".join(blocks("text")).splitlines())) == 2
+
+
+def test_the_readmes_commands_print_what_the_page_says(acme: Environment, tmp_path: Path) -> None:
+    script = "".join(blocks("console"))
+    installing, *commands = re.findall(r"^\$ (.*)$", script, re.MULTILINE)
+    assert installing == "pip install --no-build-isolation tests/plugins/acme_accelerator", "as the fixture has done"
+    expected = [line for line in script.splitlines() if not line.startswith("$ ")]
+    (tmp_path / "script").write_text("\n".join(commands).replace("python -", f"{acme.python} -"))
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RUNTIME_", "ACME_"))}
+    done = subprocess.run(
+        ["bash", "-e", "script"],
+        cwd=tmp_path,
+        env={**inherited, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # Counts are those of one release of torch, times those of one machine.
+    without_numbers = [re.sub(r"\d[\d.e+-]*", "N", line) for line in done.stdout.splitlines()]
+    assert without_numbers == [re.sub(r"\d[\d.e+-]*", "N", line) for line in expected]
