@@ -87,14 +87,16 @@ def select_platform() -> Selection:
     asked = os.environ.get(PLATFORM_ENV)
     if asked:
         return _in_tree_by_name(asked) if _is_in_tree(asked) else _plugin_by_name(asked)
-    return _active_plugin() or _first_available_in_tree()
+    active = _active_plugin()
+    return _first_available_in_tree() if active is None else _selected(*active)
 
 
 def unselected_distributions() -> frozenset[str]:
     """Distributions that ship platform plugins of which none is selected: their hooks are for other hardware.
 
-    Imports no plugin but the one that is named and, if none is, asks them all, as `current_platform` would; torch is
-    not imported for it.
+    Imports no plugin but the one that is named and, if none is, asks them all, as `current_platform` would; but a
+    platform that is named by its plugin is not imported for it, nor is torch: it may open the device, which is for the
+    process that computes.
 
     Raises:
         PlatformError: as `select_platform`, as far as plugins are concerned.
@@ -105,7 +107,7 @@ def unselected_distributions() -> frozenset[str]:
     asked = os.environ.get(PLATFORM_ENV)
     if not asked:
         active = _active_plugin()
-        selected = active.distribution if active else None
+        selected = _distribution(active[0]) if active else None
     elif _is_in_tree(asked):
         selected = None
     else:
@@ -152,12 +154,12 @@ def _in_tree_class(name: str) -> type[SRTPlatform]:
 
 def _plugin_by_name(name: str) -> Selection:
     entry = _named_entry_point(name)
-    selection = _ask(entry)
-    if selection is None:
+    made = _ask(entry)
+    if made is None:
         raise PlatformError(
             f"{PLATFORM_ENV}={name!r}: {_shown(entry)} says that its hardware is not there (it returned None)"
         )
-    return selection
+    return _selected(entry, made)
 
 
 def _named_entry_point(name: str) -> EntryPoint:
@@ -177,20 +179,20 @@ def _named_entry_point(name: str) -> EntryPoint:
 
 
 @functools.lru_cache(maxsize=1)
-def _active_plugin() -> Selection | None:
-    """Ask every plugin; the one that is active, or None if there is none."""
+def _active_plugin() -> tuple[EntryPoint, type | str] | None:
+    """Ask every plugin; the one that is active with what it returned, or None if there is none."""
     installed = _entry_points()
     _refuse_reserved_names([entry for entry in installed if entry.name in IN_TREE])
-    active: list[tuple[EntryPoint, Selection]] = []
+    active: list[tuple[EntryPoint, type | str]] = []
     failures = []
     for entry in installed:
         try:
-            selection = _ask(entry)
+            made = _ask(entry)
         except PlatformError as error:
             failures.append(error)
         else:
-            if selection is not None:
-                active.append((entry, selection))
+            if made is not None:
+                active.append((entry, made))
     if len(active) > 1:
         raise PlatformError(
             f"several platform plugins are active: {_listed([entry for entry, _ in active])}; choose one with"
@@ -202,14 +204,14 @@ def _active_plugin() -> Selection | None:
         ) from failures[0]
     for failure in failures:
         logger.warning("%s; %s is used", failure, _shown(active[0][0]))
-    return active[0][1] if active else None
+    return active[0] if active else None
 
 
-def _ask(entry: EntryPoint) -> Selection | None:
+def _ask(entry: EntryPoint) -> type | str | None:
     """Let a plugin say which platform it brings; None if its hardware is not there.
 
     Raises:
-        PlatformError: it raised, or what it returned is no platform.
+        PlatformError: it raised, or what it returned is neither a platform nor the name of something.
     """
     what = _shown(entry)
     try:
@@ -217,8 +219,19 @@ def _ask(entry: EntryPoint) -> Selection | None:
         made = activate()
     except (Exception, SystemExit) as error:
         raise PlatformError(f"{what} failed: {_reason(error)}") from error
-    if made is None:
-        return None
+    if made is not None and not isinstance(made, str):
+        _selected(entry, made)
+    answer: type | str | None = made
+    return answer
+
+
+def _selected(entry: EntryPoint, made: type | str) -> Selection:
+    """What a plugin returned, as the platform that it is to be.
+
+    Raises:
+        PlatformError: it is no platform.
+    """
+    what = _shown(entry)
     try:
         platform_cls = resolve_class(made, SRTPlatform, what)  # type: ignore[type-abstract]
     except ConfigError as error:

@@ -333,6 +333,13 @@ def test_every_plugin_is_asked_once(plugins: Plugins) -> None:
     assert plugins.activated == ["other", "vendor"]
 
 
+def test_a_platform_that_is_named_is_imported_by_who_uses_it_alone(plugins: Plugins) -> None:
+    plugins.add("vendor", "nowhere.Platform")
+    assert platforms.unselected_distributions() == frozenset()
+    with pytest.raises(PlatformError, match=r"'vendor' of vendor-dist: 'nowhere\.Platform' cannot be imported"):
+        discovery.create_platform()
+
+
 def test_a_failure_is_not_remembered(plugins: Plugins) -> None:
     plugins.add("vendor", OSError("no driver"))
     with pytest.raises(PlatformError):
