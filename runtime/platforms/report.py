@@ -93,14 +93,16 @@ def check() -> dict[str, Any]:
 
 
 def _tried_capabilities(device: torch.device) -> list[str]:
-    capabilities = platforms.current_platform.capabilities
+    platform = platforms.current_platform
+    capabilities = platform.capabilities
     for name in capabilities.dtypes:
         probe.check_dtype(getattr(torch, name), device)
     tried = list(capabilities.dtypes)
     if capabilities.float64:
         probe.check_float64(device)
         tried.append("float64")
-    if capabilities.graph_capture:
+    # A graph runner of the platform's own may record in a way that only it knows.
+    if capabilities.graph_capture and platform.get_graph_runner_cls() is None:
         probe.check_graph_capture(graph_backend.resolve_graph_backend_cls(None), device)
         tried.append("graph capture")
     return tried
