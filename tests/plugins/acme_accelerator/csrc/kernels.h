@@ -35,7 +35,8 @@ inline at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double
   const c10::DeviceGuard guard(x.device());
   check_dtype("acme::rms_norm", x.scalar_type());
   const at::Tensor rows = x.contiguous();
-  const at::Tensor out = empty(rows.sizes(), rows.scalar_type(), std::nullopt, std::nullopt, std::nullopt, std::nullopt);
+  const auto none = std::nullopt;
+  const at::Tensor out = empty(rows.sizes(), rows.scalar_type(), none, none, none, none);
   std::vector<Use> uses;
   add_use(uses, rows, false);
   add_use(uses, weight, false);

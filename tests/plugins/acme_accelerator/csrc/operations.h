@@ -18,6 +18,7 @@
 
 namespace acme {
 
+// Raise for a dtype that this revision of the device does not compute in.
 inline void check_dtype(const char* name, at::ScalarType dtype) {
   const std::string ability = dtype == at::kDouble        ? "float64"
                               : dtype == at::kBFloat16    ? "bfloat16"
@@ -34,6 +35,7 @@ inline at::Tensor on_host(const at::Tensor& tensor) {
   return at::from_blob(tensor.data_ptr(), tensor.sizes(), tensor.strides(), tensor.options().device(at::kCPU));
 }
 
+// Note that a piece of work reads a tensor, or writes it.
 inline void add_use(std::vector<Use>& uses, const at::Tensor& tensor, bool writes) {
   if (auto block = Allocator::get().find(tensor.storage().data())) uses.push_back({std::move(block), writes});
 }

@@ -13,6 +13,7 @@ from pytest_mock import MockerFixture
 
 from runtime import platforms
 from runtime.config import ServerArgs
+from runtime.core.errors import ConfigError
 from runtime.core.request import Request
 from runtime.core.sampling_params import SamplingParams
 from runtime.entrypoints.engine import EMBEDDED_MODEL
@@ -20,6 +21,7 @@ from runtime.layers.activation import SiluAndMul
 from runtime.layers.layernorm import RMSNorm
 from runtime.layers.rotary import RotaryEmbedding
 from runtime.model_executor.model_runner import ModelRunner
+from runtime.models.llama import LlamaForCausalLM
 from runtime.platforms import SRTPlatform
 from runtime.platforms.cpu import CpuSRTPlatform
 from runtime.sampling.sampler import KeepTopP, SamplingBatch
@@ -41,13 +43,18 @@ GRAPHS: dict[str, Any] = {
 }
 
 
+def run_on(mocker: MockerFixture, platform: SRTPlatform) -> None:
+    """Make `platform` the one of this process until the test ends."""
+    mocker.patch.object(platforms, "current_platform", platform)
+    for op in (RMSNorm, RotaryEmbedding, SiluAndMul, KeepTopP):
+        op.resolve_forward()  # what it decided for another platform would stand: a process has one
+
+
 def generate(
     mocker: MockerFixture, platform: SRTPlatform, model: str, args: dict[str, Any], params: dict[str, Any]
 ) -> list[list[int]]:
     """What four requests get, two of which join while the others decode."""
-    mocker.patch.object(platforms, "current_platform", platform)
-    for op in (RMSNorm, RotaryEmbedding, SiluAndMul, KeepTopP):
-        op.resolve_forward()  # what it decided for the other platform would stand: a process has one
+    run_on(mocker, platform)
     runner = ModelRunner(ServerArgs(model, max_running_requests=4, max_total_tokens=1024, random_seed=3, **args))
     rows = [
         Request(str(i), list(range(5, 8 + 3 * i)), SamplingParams(max_new_tokens=20, ignore_eos=True, **params))
@@ -72,6 +79,9 @@ def generate(
     return [request.output_ids for request in rows]
 
 
+MODELS = list(filter(None, os.environ.get("ACME_TEST_MODELS", "").split(os.pathsep)))
+"""Checkpoints with latent or sparse attention."""
+
 SEEDED = {"temperature": 1.0, "top_k": 50, "top_p": 0.9, "seed": 4}
 
 
@@ -81,7 +91,6 @@ SEEDED = {"temperature": 1.0, "top_k": 50, "top_p": 0.9, "seed": 4}
         pytest.param(AcmePlatform, {"dtype": "float32"}, {}, id="greedy"),
         pytest.param(AcmePlatform, {"dtype": "float32"}, SEEDED, id="seeded"),
         pytest.param(AcmePlatform, {"dtype": "float32"}, {"temperature": 0.7}, id="unseeded"),
-        pytest.param(AcmePlatform, {"dtype": "bfloat16"}, {}, id="bfloat16"),
         pytest.param(AcmePlatform, {"dtype": "float32", "page_size": 16, **GRAPHS}, {}, id="graphs-pages"),
         pytest.param(AcmePlatform, {"dtype": "float32", "kv_cache_dtype": "fp8_e4m3"}, {}, id="narrow-cache"),
         pytest.param(WithoutFloat64, {"dtype": "float32"}, SEEDED, id="seeded-without-float64"),
@@ -101,8 +110,39 @@ def test_prompts_decodes_and_draws_stay_on_the_device_and_equal_the_cpus(
     assert (used["captures"] > 0, used["replays"] > 0) == (args.keys() >= GRAPHS.keys(),) * 2
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_logits_in_sixteen_bits_are_the_cpus_but_for_rounding(mocker: MockerFixture, dtype: str) -> None:
+    logits = []
+    for platform in (CpuSRTPlatform(), AcmePlatform()):
+        run_on(mocker, platform)
+        runner = ModelRunner(ServerArgs(EMBEDDED_MODEL, dtype=dtype, max_running_requests=1, max_total_tokens=64))
+        request = Request("0", list(range(5, 25)), SamplingParams())
+        logits.append(runner.forward(runner.prepare_forward_batch([request], [])))
+    assert [(each.dtype, each.device.type) for each in logits] == [
+        (getattr(torch, dtype), "cpu"),
+        (runner.dtype, "acme"),
+    ]
+    on_cpu, on_acme = (each.float().cpu() for each in logits)
+    assert (on_acme - on_cpu).abs().max() < 8 * torch.finfo(runner.dtype).eps * on_cpu.abs().max()
+
+
+def test_a_step_that_cannot_be_recorded_is_one_error_and_the_device_goes_on(mocker: MockerFixture) -> None:
+    run_on(mocker, AcmePlatform())
+    real = LlamaForCausalLM.compute_logits
+
+    def ask(model: LlamaForCausalLM, hidden_states: torch.Tensor) -> torch.Tensor:
+        assert hidden_states.sum().item() != 0
+        return real(model, hidden_states)
+
+    mocker.patch.object(LlamaForCausalLM, "compute_logits", ask)
+    with pytest.raises(ConfigError, match="with AcceleratorGraphBackend: acme: reading a value is not possible while"):
+        ModelRunner(ServerArgs(EMBEDDED_MODEL, max_running_requests=2, max_total_tokens=64, **GRAPHS))
+    assert torch.acme.current_stream().stream_id == 0
+    assert (torch.ones(2, device="acme") + 1).tolist() == [2, 2]
+
+
 @pytest.mark.parametrize("args", [{}, GRAPHS], ids=["eager", "graphs"])
-@pytest.mark.parametrize("model", os.environ["ACME_TEST_MODELS"].split(os.pathsep))
+@pytest.mark.parametrize("model", MODELS)
 def test_models_whose_pool_is_the_runtimes_own(mocker: MockerFixture, model: str, args: dict[str, Any]) -> None:
     expected = generate(mocker, CpuSRTPlatform(), model, {"dtype": "float32"}, {})
     before = torch.acme.counters()
