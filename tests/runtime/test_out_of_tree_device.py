@@ -228,11 +228,14 @@ def blocks(language: str) -> list[str]:
 def test_the_readmes_page_shows_the_packages_own_lines() -> None:
     package = PLUGINS / "acme_accelerator"
     lines = "\n".join(path.read_text() for path in [package / "pyproject.toml", *package.glob("acme_accelerator/*.py")])
-    assert len(blocks("python")) == 7
+    assert len(blocks("python")) == 8
     for block in [*blocks("python"), *blocks("toml")]:
         assert block in lines
     for name in re.findall(r"`(\w+\.(?:h|py))`", page()):
         assert list(package.rglob(name)), f"{name} is named, and there is no such file"
+    called = re.findall(r'_operation\("(\w+)"\)', (ROOT / "runtime" / "platforms" / "accelerator.py").read_text())
+    (listed,) = re.findall(r"what `torch.cuda` has too: (.*?)\.\n", page(), re.DOTALL)
+    assert sorted(re.findall(r"`(\w+)`", listed)) == sorted({"is_available", *called})
     errors = {mistake.error for mistake in (*HOST_MISTAKES.values(), *DEVICE_MISTAKES.values())}
     assert len(errors.intersection("".join(blocks("text")).splitlines())) == 2
 
