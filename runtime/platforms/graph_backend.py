@@ -6,6 +6,7 @@ notes what is done between `begin` and `end` and can do it again without Python;
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -107,11 +108,16 @@ class DeviceGraphBackend(GraphBackend):
     """What backends that let the device record have in common: one stream to record on, one pool of memory.
 
     Recordings of all runners of a process share one memory pool, since they never run at the same time: what one of
-    them needs in between lies where another's did. So the largest is to be recorded first.
+    them needs in between lies where another's did. So the largest is to be recorded first. The pool goes with the last
+    of them, and must not be asked for then.
     """
 
     records = True
-    _pool: ClassVar[Any] = None
+    _graphs: ClassVar[weakref.WeakSet[Any]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._graphs = weakref.WeakSet()
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -140,14 +146,14 @@ class DeviceGraphBackend(GraphBackend):
 
     def begin(self) -> None:
         """See `GraphBackend.begin`."""
-        self._graph = self.new_graph(type(self)._pool)
+        sharing = next(iter(type(self)._graphs), None)
+        self._graph = self.new_graph(None if sharing is None else sharing.pool())
 
     def end(self) -> Callable[[], None]:
         """See `GraphBackend.end`."""
         graph, self._graph = self._graph, None
         graph.capture_end()
-        # Whichever graph was first: the pool lives as long as one of its graphs does.
-        type(self)._pool = graph.pool()
+        type(self)._graphs.add(graph)
         replay: Callable[[], None] = graph.replay
         return replay
 

@@ -88,8 +88,13 @@ class Graph final : public at::GraphImplInterface {
     TORCH_CHECK(stream != 0, "acme: a graph cannot be recorded on the default stream: use a stream of its own");
     reset();
     static std::atomic<unsigned long long> next_pool{1};
-    pool_ = pool == GENERAL_POOL ? c10::MempoolId_t{next_pool++, 0} : pool;
-    Allocator::get().retain_pool(pool_);
+    if (pool == GENERAL_POOL) {
+      pool_ = {next_pool++, 0};
+      Allocator::get().create_pool(pool_);
+    } else {
+      Allocator::get().share_pool(pool);
+      pool_ = pool;
+    }
     Allocator::current_pool() = pool_;
     recording_ = {{}, device, stream, ""};
     recording() = &recording_;

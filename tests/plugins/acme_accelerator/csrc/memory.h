@@ -145,9 +145,16 @@ class Allocator final : public c10::DeviceAllocator {
     return address < first + block->bytes ? block : nullptr;
   }
 
-  void retain_pool(c10::MempoolId_t pool) {
+  void create_pool(c10::MempoolId_t pool) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    ++pool_users_[pool];
+    pool_users_[pool] = 1;
+  }
+
+  void share_pool(c10::MempoolId_t pool) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto users = pool_users_.find(pool);
+    TORCH_CHECK(users != pool_users_.end(), "acme: the memory pool to share has gone with the last graph that used it");
+    ++users->second;
   }
 
   // What a pool holds goes when the last graph that uses it has gone.

@@ -244,7 +244,13 @@ class TestGraphs:
         again, second = grown(first.pool())
         assert alone >= 4 * MIB
         assert again < MIB
-        assert second.pool() == first.pool()
+        pool = first.pool()
+        assert second.pool() == pool
+        first.reset()
+        grown(pool)
+        second.reset()
+        with pytest.raises(RuntimeError, match="the memory pool to share has gone with the last graph that used it"):
+            grown(pool)
 
     @pytest.mark.parametrize(
         ("what", "step"),
