@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import types
 from typing import Any
 
-from hookery.hooks import Hook, HookFunction
+from hookery.hooks import REVERTED, Hook, HookFunction
 from hookery.naming import module_name_of
 
 
@@ -28,17 +29,29 @@ def _importable_name(function: HookFunction) -> tuple[str, str] | None:
     return (module_name_of(function), name)
 
 
+_OPTIONS = ("priority", "engine", "on_error", "reason", "versions", "count", "subclasses")
+_values = operator.attrgetter("priority", "engine_asked", "on_error", "reason", "versions", "counted", "subclasses")
+
+
 def options_of(hook: Hook) -> dict[str, Any]:
     """What a second registration of the same hook has to agree with."""
-    return {
-        "priority": hook.priority,
-        "engine": hook.engine_asked,
-        "on_error": hook.on_error,
-        "reason": hook.reason,
-        "versions": hook.versions,
-        "count": hook.counted,
-        "subclasses": hook.subclasses,
-    }
+    return dict(zip(_OPTIONS, _values(hook), strict=True))
+
+
+def is_registered_so(
+    hook: Hook, target: str, function: HookFunction, hook_type: object, options: tuple[Any, ...]
+) -> bool:
+    """Whether ``hook`` is to the letter what is to be registered, with ``options`` in the order of
+    :func:`options_of`. What is so was found to be right when it was registered first."""
+    if hook.function is not function or hook.type is not hook_type or hook.target != target:
+        return False
+    priority, engine, on_error, reason, versions, count, subclasses = options
+    count = hook.counted if count is None else count
+    return (
+        hook.state is not REVERTED
+        and _values(hook) == (priority, engine, on_error, reason, versions, count, subclasses)
+        and type(priority) is int  # no bool, which is equal to one
+    )
 
 
 def plain_name(target: str) -> str:

@@ -454,7 +454,7 @@ class TestTheFolder:
         processes, unreadable = read_processes(ended=True)
         assert [process.pid for process in processes] == [program.pid]
         assert len(unreadable) == 5
-        assert any("it has the format 99, this version of hookery reads 1" in what for what in unreadable)
+        assert any("it has the format 99, this version of hookery reads 2" in what for what in unreadable)
         assert (states / "notes.txt").exists()
 
     def test_a_change_that_is_being_written_is_not_read_yet(self, start: Start, states: Path) -> None:
