@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from hookery.hooks import APPLIED, PENDING, Hook
-from hookery.naming import MAIN, real_name_of_main
+from hookery.naming import MAIN, HookName, name_of, real_name_of_main
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,26 @@ class Said:
         self.groups: list[dict[str, Any]] = []
         self._group_of: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
         self._last: tuple[tuple[Any, ...], list[tuple[Any, ...]]] = ((), [])
+
+    @classmethod
+    def of(
+        cls,
+        hooks: Sequence[Hook],
+        overrides: Mapping[Hook, Sequence[str]],
+        unreached: Mapping[Hook, Sequence[str]],
+        why_local: Callable[[Hook], str | None],
+        absent: Mapping[HookName, Sequence[str]],
+    ) -> Said:
+        """What there is to say of ``hooks``, which are all that a registry has."""
+        known_as = stand_ins_on_main(hooks)
+        not_shown = set(known_as.values())
+        said = cls()
+        for hook in hooks:
+            if hook not in not_shown:
+                absent_in = absent.get(name_of(hook), ()) if absent else ()
+                overridden_by, local = overrides.get(hook, ()), why_local(hook)
+                said.add(hook, known_as.get(hook), overridden_by, unreached.get(hook), local, absent_in)
+        return said
 
     def add(
         self,

@@ -300,10 +300,15 @@ class _Applying:
     def _place(self) -> list[tuple[ManifestHook, Hook]]:
         """Find or register every hook; take back what was."""
         taken: set[Hook] = set()  # several may have one name
+        in_order = iter(self.registry.hooks())
         placed: list[tuple[ManifestHook, Hook]] = []
         unwanted: list[Hook] = []
         for entry in self.manifest.hooks:
-            found = self._here(entry, taken)
+            found = next(in_order, None)  # that is it where the plugins are all that registers
+            if found is None or found in taken or not _is_the_same(found, entry):
+                found = self._here(entry, taken)
+            if found is not None:
+                taken.add(found)
             if entry.reverted:
                 unwanted += [found] if found is not None else []
                 continue
@@ -324,7 +329,7 @@ class _Applying:
         return placed
 
     def _here(self, entry: ManifestHook, taken: set[Hook]) -> Hook | None:
-        """The first hook that is registered here and is known by the name of ``entry``; it is not found again."""
+        """The first of the hooks registered here that are known by the name of ``entry``, but for those ``taken``."""
         for hook in self.registry.hooks(plain_name(entry.target)):
             function = hook.function
             if (
@@ -333,7 +338,6 @@ class _Applying:
                 and hook.type._value_ == entry.type
                 and hook not in taken
             ):
-                taken.add(hook)
                 return hook
         return None
 
@@ -405,5 +409,28 @@ def _differs(hook: Hook, entry: ManifestHook) -> bool:
     return bool(_options_here(hook) != _options_there(entry))
 
 
+def _is_the_same(hook: Hook, entry: ManifestHook) -> bool:
+    """Whether a hook is surely what ``entry`` says, which the most are: much faster than to look for it."""
+    try:
+        return bool(_all_here(hook) == _all_there(entry))
+    except AttributeError:  # it has no name
+        return False
+
+
 _options_here = operator.attrgetter("priority", "engine_asked", "on_error", "reason", "versions", "subclasses")
 _options_there = operator.attrgetter("priority", "engine", "on_error", "reason", "versions", "subclasses")
+_all_here = operator.attrgetter(
+    "target",
+    "type._value_",
+    "function.__module__",
+    "function.__qualname__",
+    "priority",
+    "engine_asked",
+    "on_error",
+    "reason",
+    "versions",
+    "subclasses",
+)
+_all_there = operator.attrgetter(
+    "target", "type", "module", "qualname", "priority", "engine", "on_error", "reason", "versions", "subclasses"
+)

@@ -164,15 +164,14 @@ def _write_changes() -> None:
     assert _state.registry is not None
     assert _state.identity is not None
     with patches.lock:
-        changed = Said()
+        changed, overrides = Said(), patches.all_overrides()
         hooks = _state.registry.hooks()
         known_as = stand_ins_on_main(hooks)
         said = _said_of_all(hooks, known_as)
         for hook in hooks:
             if hook.order in said and _state.said.get(hook.order) != said[hook.order]:
                 local = _state.registry.why_local(hook)
-                overridden_by = patches.overrides(hook) if hook.state is HookState.APPLIED else ()
-                changed.add(hook, known_as.get(hook), overridden_by, None, local)
+                changed.add(hook, known_as.get(hook), overrides.get(hook, ()), None, local)
         gone = [order for order in _state.said if order not in said]
         _state.said = said
     if _role() != _state.role_said:

@@ -29,7 +29,7 @@ from hookery.hooks import (
     MissedHookWarning,
     TargetNotFoundError,
 )
-from hookery.naming import name_of, why_local
+from hookery.naming import why_local
 from hookery.reporting import warn
 from hookery.sameness import is_registered_so, is_same, options_of, plain_name
 from hookery.targets import Pending, Survey, Target, TargetKind, again, resolve, validate_name
@@ -418,26 +418,18 @@ class HookRegistry:
         if unreached:
             from hookery import held  # noqa: F401  (before the lock is taken)
         from hookery import children
-        from hookery.listing import Said, stand_ins_on_main
+        from hookery.listing import Said
 
         absent = children.absent(self._hooks)
         with patches.lock:
-            hooks = self._hooks
-            known_as = stand_ins_on_main(hooks)
-            not_shown = set(known_as.values())
-            found = self._unreached(hooks) if unreached else {}
-            said = Said()
-            for hook in hooks:
-                if hook not in not_shown:
-                    overridden_by = patches.overrides(hook) if hook.state is APPLIED else ()
-                    absent_in = absent.get(name_of(hook), ()) if absent else ()
-                    said.add(hook, known_as.get(hook), overridden_by, found.get(hook), self.why_local(hook), absent_in)
-            return said
+            found = self._unreached(self._hooks) if unreached else {}
+            return Said.of(self._hooks, patches.all_overrides(), found, self.why_local, absent)
 
     def why_local(self, hook: Hook) -> str | None:
         """Why ``hook`` stays in this process, or ``None`` if child processes have it too."""
-        from_plugin = (hook.source.distribution or "", hook.source.name) in self.loaded_plugins
-        return None if from_plugin or hook.state is HookState.REVERTED else why_local(hook)
+        name, distribution, _ = hook.source
+        from_plugin = (distribution or "", name) in self.loaded_plugins
+        return None if from_plugin or hook.state is REVERTED else why_local(hook)
 
     def unreached(self, target: str | None = None) -> dict[str, list[str]]:
         """Who still holds the original of a hooked target, and so calls past the hooks: the addresses, by target.
