@@ -251,8 +251,9 @@ def _read(directory: int, name: str) -> PublishedProcess | None:
     if head["format"] != FORMAT:
         raise ValueError(f"it has the format {head['format']!r}, this version of hookery reads {FORMAT}")
     if head["ended_at"] is None:
+        # Asked again: since the names were looked at, the number may have gone to another process.
         identity = identity_of(head["pid"])
-        if identity is None or identity.stack != head["stack"]:
+        if identity is None or (identity.start, identity.stack) != (head["start"], head["stack"]):
             return None
     records = {record.order: record for record in records_in(head["records"])}
     process = PublishedProcess(
