@@ -163,10 +163,10 @@ class HookRegistry:
             return new
 
     def register_again(
-        self, target: str, hook: HookFunction, hook_type: HookType, options: tuple[Any, ...]
+        self, target: str, hook: HookFunction, hook_type: HookType, options: dict[str, Any]
     ) -> Hook | None:
-        """As :meth:`register`, with all its options in their order, if that changes nothing but who registers the hook;
-        ``None`` if it would do more. A plugin that was imported before does so with all its hooks, in every child."""
+        """As :meth:`register`, with all its options, if that changes nothing but who registers the hook; ``None`` if it
+        would do more. A plugin that was imported before does so with all its hooks, in every child process."""
         for known in self.hooks(plain_name(target)):
             if is_registered_so(known, target, hook, hook_type, options):
                 loading = _loading.get()
@@ -254,7 +254,7 @@ class HookRegistry:
             failed = {source for source, _ in failures}
             subclasses_hooked = False
             a_class_was_replaced = False
-            registered = set(self._hooks)
+            registered = set(self._hooks) if resolved else ()
             for hook, target in resolved:
                 if hook.source in failed or hook not in registered or hook.state not in _WAITING:
                     continue  # another thread was faster, or took it back

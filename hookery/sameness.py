@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import types
+from collections.abc import Mapping
 from typing import Any
 
 from hookery.hooks import REVERTED, Hook, HookFunction
@@ -31,6 +32,8 @@ def _importable_name(function: HookFunction) -> tuple[str, str] | None:
 
 _OPTIONS = ("priority", "engine", "on_error", "reason", "versions", "count", "subclasses")
 _values = operator.attrgetter("priority", "engine_asked", "on_error", "reason", "versions", "counted", "subclasses")
+_of_hook = operator.attrgetter("priority", "engine_asked", "on_error", "reason", "versions", "subclasses")
+_asked_for = operator.itemgetter("priority", "engine", "on_error", "reason", "versions", "subclasses")
 
 
 def options_of(hook: Hook) -> dict[str, Any]:
@@ -39,18 +42,18 @@ def options_of(hook: Hook) -> dict[str, Any]:
 
 
 def is_registered_so(
-    hook: Hook, target: str, function: HookFunction, hook_type: object, options: tuple[Any, ...]
+    hook: Hook, target: str, function: HookFunction, hook_type: object, options: Mapping[str, Any]
 ) -> bool:
-    """Whether ``hook`` is to the letter what is to be registered, with ``options`` in the order of
-    :func:`options_of`. What is so was found to be right when it was registered first."""
-    if hook.function is not function or hook.type is not hook_type or hook.target != target:
-        return False
-    priority, engine, on_error, reason, versions, count, subclasses = options
-    count = hook.counted if count is None else count
+    """Whether ``hook`` is to the letter what is to be registered, with all ``options`` given; a count of ``None`` is
+    that of the hook. What is so was found to be right when it was registered first."""
     return (
-        hook.state is not REVERTED
-        and _values(hook) == (priority, engine, on_error, reason, versions, count, subclasses)
-        and type(priority) is int  # no bool, which is equal to one
+        hook.function is function
+        and hook.type is hook_type
+        and hook.target == target
+        and hook.state is not REVERTED
+        and _of_hook(hook) == _asked_for(options)
+        and (options["count"] is None or options["count"] == hook.counted)
+        and type(options["priority"]) is int  # no bool, which is equal to one
     )
 
 

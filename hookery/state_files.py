@@ -150,14 +150,19 @@ def namespace() -> int:
 
 
 def write(directory: int, name: str, content: str, scratch_name: str) -> None:
-    """Put ``content`` under ``name`` in one step. ``scratch_name`` is used until then.
+    """Put ``content`` under ``name``, and in one step if there is something: ``scratch_name`` is used until then.
 
     Raises:
         OSError: it cannot be written.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    _write_all(os.open(scratch_name, flags, 0o600, dir_fd=directory), content)
-    os.replace(scratch_name, name, src_dir_fd=directory, dst_dir_fd=directory)
+    try:
+        descriptor = os.open(name, flags, 0o600, dir_fd=directory)
+    except FileExistsError:
+        _write_all(os.open(scratch_name, flags, 0o600, dir_fd=directory), content)
+        os.replace(scratch_name, name, src_dir_fd=directory, dst_dir_fd=directory)
+    else:
+        _write_all(descriptor, content)  # until its first line is complete nobody reads it
 
 
 def append(directory: int, name: str, content: str) -> int:
@@ -235,7 +240,7 @@ def remove_litter(directory: int, names: Iterable[str]) -> list[str]:
 
 
 def _read(directory: int, name: str) -> PublishedProcess | None:
-    """What a file says; ``None`` if it is about a program that its process does not run any more.
+    """What a file says; ``None`` if it is about a program that its process does not run any more, or says nothing yet.
 
     Raises:
         OSError: it cannot be read.
@@ -247,6 +252,8 @@ def _read(directory: int, name: str) -> PublishedProcess | None:
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             raise ValueError("it is not a file of this user")
         lines = file.read(MAX_BYTES).decode("utf-8", "replace").split("\n")
+    if len(lines) == 1:
+        return None  # its first line is being written
     head = _decode(lines[0])
     if head["format"] != FORMAT:
         raise ValueError(f"it has the format {head['format']!r}, this version of hookery reads {FORMAT}")
