@@ -1,0 +1,143 @@
+"""The catalogue: every hook target of the runtime in one list, and what the code says of each at the moment of asking.
+
+`python -m runtime hooks` prints it. The list is checked against the code by `tests/runtime/test_hook_catalogue.py`: each
+target exists, is run by the processes and at the moments that are said here, and none is left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import hookery.targets
+from hookery.targets import TargetKind
+from runtime.plugins.graph_targets import GRAPH_TARGETS
+from runtime.plugins.hook_target import HookTarget, Role, When
+from runtime.plugins.memory_targets import MEMORY_TARGETS
+from runtime.plugins.model_targets import MODEL_TARGETS
+from runtime.plugins.platform_targets import PLATFORM_TARGETS
+from runtime.plugins.serving_targets import SERVING_TARGETS
+
+_AREAS = {
+    "platform": PLATFORM_TARGETS,
+    "memory": MEMORY_TARGETS,
+    "graphs": GRAPH_TARGETS,
+    "model": MODEL_TARGETS,
+    "serving": SERVING_TARGETS,
+}
+
+CATALOGUE: tuple[HookTarget, ...] = tuple(
+    dataclasses.replace(target, area=area) for area, targets in _AREAS.items() for target in targets
+)
+"""Every hook target, area by area."""
+
+
+def find(text: str = "", *, role: Role | None = None, when: When | None = None) -> list[HookTarget]:
+    """The targets whose name, purpose or area has `text` in it, that the process runs, at that moment."""
+    wanted = text.lower()
+    return [
+        target
+        for target in CATALOGUE
+        if any(wanted in said.lower() for said in (target.name, target.purpose, target.area))
+        and (role is None or target.runs_in(role))
+        and (when is None or target.runs_when(when))
+    ]
+
+
+@dataclass(frozen=True)
+class TargetDescription:
+    """What the code says of a target, here and now.
+
+    Attributes:
+        target: what the catalogue says.
+        kind: what stands there, as hookery sees it: "function", "method", "property", "class", …
+        defined_in: the module or class that holds it; on this platform, for one of the platform's.
+        signature: its parameters and result as a hook meets them: `self` or `cls` first where a hook gets it as
+            `args[0]`.
+        names: the same without types.
+    """
+
+    target: HookTarget
+    kind: str
+    defined_in: str
+    signature: str
+    names: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The description as JSON takes it."""
+        target = self.target
+        return {
+            "name": target.name,
+            "purpose": target.purpose,
+            "area": target.area,
+            "runs": {role.value: sorted(when.value for when in target.runs[role]) for role in target.runs},
+            "recorded": target.recorded,
+            "kind": self.kind,
+            "defined_in": self.defined_in,
+            "signature": self.signature,
+        }
+
+
+def describe(targets: Iterable[HookTarget]) -> list[TargetDescription]:
+    """Look targets up as hookery does, which imports their modules and chooses the platform.
+
+    Raises:
+        hookery.TargetNotFoundError: there is no such thing; the message names what there is.
+        PlatformError: no platform can be chosen.
+    """
+    return [_describe(target) for target in targets]
+
+
+def _describe(target: HookTarget) -> TargetDescription:
+    found = hookery.targets.resolve(target.name, eager=True)
+    assert isinstance(found, hookery.targets.Target), "nothing is left to wait for when modules are imported"
+    holder = found.owner
+    if isinstance(holder, type):
+        holder = next(cls for cls in holder.__mro__ if found.attribute in vars(cls))
+        defined_in = f"{holder.__module__}.{holder.__qualname__}"
+    else:
+        defined_in = found.module
+    signature = inspect.signature(found.raw if found.kind is TargetKind.CLASS else found.inner)
+    return TargetDescription(target, found.kind.value, defined_in, _spoken(signature), str(_without_types(signature)))
+
+
+def _spoken(signature: inspect.Signature) -> str:
+    """The signature as the source has it: annotations are strings there, which `str` would put in quotes."""
+    parameters = [
+        parameter.replace(annotation=_Verbatim(parameter.annotation))
+        if isinstance(parameter.annotation, str)
+        else parameter
+        for parameter in signature.parameters.values()
+    ]
+    result = signature.return_annotation
+    if isinstance(result, str):
+        result = _Verbatim(result)
+    return str(signature.replace(parameters=parameters, return_annotation=result))
+
+
+class _Verbatim:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _without_types(signature: inspect.Signature) -> inspect.Signature:
+    empty = inspect.Parameter.empty
+    parameters = [parameter.replace(annotation=empty) for parameter in signature.parameters.values()]
+    return signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
+
+
+COLUMNS = ("target", "process", "when", "arguments", "purpose")
+
+
+def rows(descriptions: Sequence[TargetDescription]) -> list[tuple[str, ...]]:
+    """A table of them, under `COLUMNS`."""
+    return [
+        (each.target.name, each.target.processes, each.target.moments, each.names, each.target.purpose)
+        for each in descriptions
+    ]
