@@ -36,14 +36,15 @@ CATALOGUE: tuple[HookTarget, ...] = tuple(
 
 
 def find(text: str = "", *, role: Role | None = None, when: When | None = None) -> list[HookTarget]:
-    """The targets whose name, purpose or area has `text` in it, that the process runs, at that moment."""
+    """The targets that have `text` in their name, purpose or area, and that this process runs, at this moment."""
     wanted = text.lower()
     return [
         target
         for target in CATALOGUE
         if any(wanted in said.lower() for said in (target.name, target.purpose, target.area))
-        and (role is None or target.runs_in(role))
-        and (when is None or target.runs_when(when))
+        and any(
+            role in (None, process) and (when is None or when in moments) for process, moments in target.runs.items()
+        )
     ]
 
 
@@ -65,6 +66,13 @@ class TargetDescription:
     defined_in: str
     signature: str
     names: str
+
+    def __str__(self) -> str:
+        """A paragraph: name, purpose, where and when it runs, what it is and its signature."""
+        target = self.target
+        where = f"{self.kind} in {self.defined_in}"
+        lines = (target.name, target.purpose, f"{target.processes}, {target.moments}; {where}", self.signature)
+        return "\n  ".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """The description as JSON takes it."""
@@ -132,12 +140,31 @@ def _without_types(signature: inspect.Signature) -> inspect.Signature:
     return signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
 
 
-COLUMNS = ("target", "process", "when", "arguments", "purpose")
+COLUMNS = ("target", "process", "when", "purpose", "defined in", "arguments")
 
 
 def rows(descriptions: Sequence[TargetDescription]) -> list[tuple[str, ...]]:
     """A table of them, under `COLUMNS`."""
     return [
-        (each.target.name, each.target.processes, each.target.moments, each.names, each.target.purpose)
+        (
+            each.target.name,
+            each.target.processes,
+            each.target.moments,
+            each.target.purpose,
+            # As a rule it is in the name.
+            "" if each.target.name.startswith(f"{each.defined_in}.") else each.defined_in.rpartition(".")[2],
+            each.names,
+        )
         for each in descriptions
     ]
+
+
+def notes(descriptions: Sequence[TargetDescription]) -> list[str]:
+    """What has to be known to read that table."""
+    number = len(descriptions)
+    said = [f"{number} target{'s' * (number != 1)}; a hook gets these arguments, self or cls first where there is one"]
+    if any(each.kind == TargetKind.CLASS.value for each in descriptions):
+        said.append("a class is replaced by a subclass of it, which is made with these arguments")
+    if any(each.target.recorded for each in descriptions):
+        said.append("recorded: where a device records steps, a hook runs at capture and not when they are replayed")
+    return said

@@ -101,7 +101,11 @@ GRAPH_TARGETS = (
         scheduler(When.CAPTURE),
         register_slot="each slot, as it is registered",
         reset_for_capture="the state that steps are recorded from",
-        buffers="every buffer, whole",
+    ),
+    *members(
+        _REGISTRY,
+        scheduler(When.CAPTURE, When.EVENT),
+        buffers="every buffer, whole; with RUNTIME_CHECK_GRAPHS asked for at every replay too",
     ),
     *members(
         _REGISTRY,
@@ -154,8 +158,9 @@ GRAPH_TARGETS = (
     ),
     *members(
         f"{_EXECUTOR}.breakable_cuda_graph_runner.BreakRecorder",
-        scheduler(When.LAYER, When.CAPTURE),
-        run_eagerly="what runs outside the recording",
+        scheduler(When.PROMPT, When.CAPTURE),
+        recorded=True,
+        run_eagerly="what a layer runs outside the recording, its attention for one",
     ),
     *_of_runner(
         "piecewise_cuda_graph_runner", "PiecewiseCudaGraphRunner", scheduler(When.EVENT), scheduler(When.EVENT)

@@ -58,14 +58,6 @@ class HookTarget:
     recorded: bool = False
     area: str = ""
 
-    def runs_in(self, role: Role) -> bool:
-        """Whether that process runs it."""
-        return role in self.runs
-
-    def runs_when(self, when: When) -> bool:
-        """Whether some process runs it then."""
-        return any(when in moments for moments in self.runs.values())
-
     @property
     def processes(self) -> str:
         """The processes in words."""

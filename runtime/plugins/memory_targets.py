@@ -35,9 +35,13 @@ MEMORY_TARGETS = (
         scheduler(When.REQUEST),
         alloc="the row that a request gets",
         free="the row that it gives back",
+    ),
+    *members(
+        f"{_POOLS}.ReqToTokenPool",
+        scheduler(When.STEP),
+        write="the slots that new tokens are given",
         available_size="how many requests may still start",
     ),
-    *members(f"{_POOLS}.ReqToTokenPool", scheduler(When.STEP), write="the slots that new tokens are given"),
     *members(f"{_POOLS}.ReqToTokenPool", both(When.DEMAND), clear="making every row free"),
     *members(
         f"{_POOLS}.KVCache",

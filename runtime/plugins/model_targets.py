@@ -43,19 +43,41 @@ MODEL_TARGETS = (
     *members(
         f"{_MODELS}.llama.LlamaForCausalLM",
         scheduler(When.ONCE),
-        make_layer="each layer, as it is made",
-        make_attention="the attention of each layer, as it is made",
+        make_layer="each layer, as it is made, of Llama, Mistral, Qwen2 and Qwen3",
+        make_attention="the attention of each layer, as it is made, of all but Qwen3 and DeepSeek",
+    ),
+    *members(
+        f"{_MODELS}.mixtral.MixtralForCausalLM",
+        scheduler(When.EVENT),
+        make_layer="each layer, as it is made, of Mixtral",
+    ),
+    *members(
+        f"{_MODELS}.qwen.Qwen3ForCausalLM",
+        scheduler(When.EVENT),
+        make_attention="the attention of each layer, as it is made, of Qwen3 with experts or without",
+    ),
+    *members(
+        f"{_MODELS}.qwen.Qwen3MoeForCausalLM",
+        scheduler(When.EVENT),
+        make_layer="each layer, as it is made, of Qwen3 with experts",
+    ),
+    *members(
+        f"{_MODELS}.deepseek.DeepseekForCausalLM",
+        scheduler(When.EVENT),
+        make_layer="each layer, as it is made, of DeepSeek",
+        make_attention="the attention of each layer, as it is made, of DeepSeek",
+        ignorable_tensor="which other tensors a DeepSeek checkpoint may have, where it has such",
+    ),
+    *members(
+        f"{_MODELS}.deepseek.DeepseekV32ForCausalLM",
+        scheduler(When.EVENT),
+        make_attention="the attention of each layer, as it is made, of DeepSeek with sparse attention",
     ),
     *members(
         f"{_MODELS}.decoder.CausalLM",
         scheduler(When.STEP, When.CAPTURE),
         recorded=True,
         forward="a pass through all layers",
-    ),
-    *members(
-        f"{_MODELS}.decoder.CausalLM",
-        scheduler(When.STEP, When.CAPTURE),
-        recorded=True,
         compute_logits="the output projection",
     ),
     *members(
@@ -252,7 +274,6 @@ MODEL_TARGETS = (
         f"{_SAMPLER}.SamplingBatch",
         scheduler(When.STEP),
         from_requests="the sampling parameters of a step",
-        is_all_greedy="whether nothing is drawn in a step",
     ),
     *members(_SAMPLER, scheduler(When.STEP), sample="the choice of tokens"),
     *members(

@@ -54,7 +54,6 @@ SERVING_TARGETS = (
         run_batch="the tokens that a batch gives",
         process_batch_result="what becomes of them",
     ),
-    *members(f"{_SCHEDULER}.ScheduleBatch", scheduler(When.STEP), requests="the rows of a batch that get a token"),
     *members(_POLICY, scheduler(When.ONCE), BatchPolicy="who runs next: REPLACE it by a subclass"),
     *members(
         f"{_POLICY}.BatchPolicy",
@@ -63,19 +62,22 @@ SERVING_TARGETS = (
     ),
     *members(
         f"{_POLICY}.BatchPolicy",
-        scheduler(When.REQUEST),
+        scheduler(When.PROMPT),
         demand="what a request asks for",
         slots_between="how many slots growing takes",
+    ),
+    *members(
+        f"{_POLICY}.BatchPolicy",
+        scheduler(When.REQUEST),
         admit="whether a waiting request starts, and with how many tokens",
+        expected_growth="how many slots a request is reckoned to take later",
     ),
     *members(
         f"{_POLICY}.BatchPolicy",
         scheduler(When.EVENT),
-        expected_growth="how many slots a request is reckoned to take later, asked where others wait or run",
         next_chunk="how many tokens of a prompt that was cut run next",
         choose_retraction="which request gives up its slots when they run short",
     ),
-    *members(f"{_POLICY}.Demand", scheduler(When.REQUEST), missing_tokens="how many tokens a request still computes"),
     *members(
         _POLICY,
         scheduler(When.STEP),
@@ -96,9 +98,6 @@ SERVING_TARGETS = (
         "runtime.core.request.Request",
         scheduler(When.STEP),
         append_token="a new token, and whether it is the last",
-        tokens="the tokens of a sequence that a step computes",
-        num_tokens="how long a sequence is",
-        finished="whether a request has ended",
     ),
     *members("runtime.core.request.Request", scheduler(When.EVENT), abort="requests that end early"),
     *members(_RUNNER, scheduler(When.ONCE), ModelRunner="the model with its pools: REPLACE it by a subclass"),
@@ -142,7 +141,7 @@ SERVING_TARGETS = (
     ),
     *members(
         _CHANNEL,
-        {Role.MAIN: frozenset({When.REQUEST}), Role.SCHEDULER: frozenset({When.ONCE, When.STEP})},
+        {Role.MAIN: frozenset({When.ONCE, When.REQUEST}), Role.SCHEDULER: frozenset({When.ONCE, When.STEP})},
         send="every message that goes out",
     ),
     *members(
