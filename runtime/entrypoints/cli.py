@@ -134,9 +134,14 @@ def _parser() -> argparse.ArgumentParser:
         help="list what a hook can be put on",
         description="List the hook targets of the runtime: what each is for, which processes of an engine run it, when,"
         " and its arguments.",
+        epilog=f"areas: {', '.join(catalogue.AREAS)}\n\nwhen:\n"
+        + "\n".join(f"  {when.value:8}  {when.meaning}" for when in When),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     hooks.set_defaults(run=_hooks)
-    hooks.add_argument("text", nargs="?", default="", metavar="TEXT", help="only those with this in name or purpose")
+    hooks.add_argument(
+        "text", nargs="?", default="", metavar="TEXT", help="only those with this in name, purpose or area"
+    )
     hooks.add_argument("--process", choices=[role.value for role in Role], help="only those that this process runs")
     hooks.add_argument("--when", choices=[when.value for when in When], help="only those that run then")
     hooks.add_argument("--long", action="store_true", help="print each in full, with types and where it is defined")
@@ -220,7 +225,7 @@ def _hooks(parsed: argparse.Namespace) -> int:
     if parsed.long:
         print("\n\n".join(map(str, described)))
     else:
-        print_table(catalogue.COLUMNS, catalogue.rows(described), catalogue.notes(described))
+        print_table(*catalogue.table(described), catalogue.notes(described))
     return 0
 
 

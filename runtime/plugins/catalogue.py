@@ -1,6 +1,6 @@
-"""The catalogue: every hook target of the runtime in one list, and what the code says of each at the moment of asking.
+"""The catalogue: every hook target of the runtime in one list, and what the code says of each when it is asked.
 
-`python -m runtime hooks` prints it. The list is checked against the code by `tests/runtime/test_hook_catalogue.py`: each
+`python -m runtime hooks` prints it. `tests/runtime/test_hook_catalogue.py` checks the list against the code: each
 target exists, is run by the processes and at the moments that are said here, and none is left out.
 """
 
@@ -21,16 +21,17 @@ from runtime.plugins.model_targets import MODEL_TARGETS
 from runtime.plugins.platform_targets import PLATFORM_TARGETS
 from runtime.plugins.serving_targets import SERVING_TARGETS
 
-_AREAS = {
+AREAS = {
     "platform": PLATFORM_TARGETS,
     "memory": MEMORY_TARGETS,
     "graphs": GRAPH_TARGETS,
     "model": MODEL_TARGETS,
     "serving": SERVING_TARGETS,
 }
+"""The targets of each part of the runtime."""
 
 CATALOGUE: tuple[HookTarget, ...] = tuple(
-    dataclasses.replace(target, area=area) for area, targets in _AREAS.items() for target in targets
+    dataclasses.replace(target, area=area) for area, targets in AREAS.items() for target in targets
 )
 """Every hook target, area by area."""
 
@@ -140,23 +141,29 @@ def _without_types(signature: inspect.Signature) -> inspect.Signature:
     return signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
 
 
-COLUMNS = ("target", "process", "when", "purpose", "defined in", "arguments")
+_DEFINED_IN = "defined in"
+_COLUMNS = ("target", "process", "when", "purpose", _DEFINED_IN, "arguments")
+_USUAL = (TargetKind.FUNCTION.value, TargetKind.METHOD.value)
 
 
-def rows(descriptions: Sequence[TargetDescription]) -> list[tuple[str, ...]]:
-    """A table of them, under `COLUMNS`."""
-    return [
-        (
-            each.target.name,
-            each.target.processes,
-            each.target.moments,
-            each.target.purpose,
-            # As a rule it is in the name.
-            "" if each.target.name.startswith(f"{each.defined_in}.") else each.defined_in.rpartition(".")[2],
-            each.names,
-        )
-        for each in descriptions
-    ]
+def table(descriptions: Sequence[TargetDescription]) -> tuple[list[str], list[list[str]]]:
+    """The columns and rows of a table of them; where they are defined is left out where each name says it."""
+    rows = [_row(each) for each in descriptions]
+    columns = [column for column in _COLUMNS if column != _DEFINED_IN or any(row[_DEFINED_IN] for row in rows)]
+    return columns, [[row[column] for column in columns] for row in rows]
+
+
+def _row(description: TargetDescription) -> dict[str, str]:
+    target, holder = description.target, description.defined_in
+    said = (
+        target.name,
+        target.processes,
+        target.moments,
+        target.purpose,
+        "" if target.name.startswith(f"{holder}.") else holder.rpartition(".")[2],
+        description.names if description.kind in _USUAL else f"{description.names} {description.kind}",
+    )
+    return dict(zip(_COLUMNS, said, strict=True))
 
 
 def notes(descriptions: Sequence[TargetDescription]) -> list[str]:
@@ -167,4 +174,4 @@ def notes(descriptions: Sequence[TargetDescription]) -> list[str]:
         said.append("a class is replaced by a subclass of it, which is made with these arguments")
     if any(each.target.recorded for each in descriptions):
         said.append("recorded: where a device records steps, a hook runs at capture and not when they are replayed")
-    return said
+    return [*said, "what the moments mean: python -m runtime hooks --help"]

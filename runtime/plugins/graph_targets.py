@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from runtime.plugins.hook_target import HookTarget, Role, When, both, members, scheduler
+from runtime.plugins.hook_target import HookTarget, Role, When, both, members, recorded_members, scheduler
 
 _EXECUTOR = "runtime.model_executor"
 _SIZES = f"{_EXECUTOR}.capture_sizes"
@@ -156,10 +156,9 @@ GRAPH_TARGETS = (
         can_run="which batches are replayed; not asked where a decode is",
         key_for="the shape that a batch runs in",
     ),
-    *members(
+    *recorded_members(
         f"{_EXECUTOR}.breakable_cuda_graph_runner.BreakRecorder",
         scheduler(When.PROMPT, When.CAPTURE),
-        recorded=True,
         run_eagerly="what a layer runs outside the recording, its attention for one",
     ),
     *_of_runner(

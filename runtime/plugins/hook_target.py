@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,26 +18,25 @@ class Role(enum.Enum):
 
 
 class When(enum.Enum):
-    """When an engine runs a target."""
+    """When an engine runs a target, and what that means."""
 
-    ONCE = "once"
-    """While a process starts, or while it ends; a few times perhaps, but never while requests are served."""
-    CAPTURE = "capture"
-    """While a graph runner is made."""
-    REQUEST = "request"
-    """For each request, however many tokens it gets."""
-    STEP = "step"
-    """At every step that gives a token."""
-    PROMPT = "prompt"
-    """At every step with a prompt, or a piece of one, in it."""
-    DECODE = "decode"
-    """At every step without a prompt."""
-    LAYER = "layer"
-    """At every step, in each layer of the model."""
-    EVENT = "event"
-    """When what it is for comes up, as its purpose says: slots run short, a request draws its tokens, an abort."""
-    DEMAND = "demand"
-    """Never by itself: the engine's user asks for it, `python -m runtime platform` does, or code of a plugin."""
+    ONCE = "once", "while a process starts or ends, a few times perhaps, and never while requests are served"
+    CAPTURE = "capture", "while a graph runner is made"
+    REQUEST = "request", "for each request, however many tokens it gets"
+    STEP = "step", "at every step that gives a token"
+    PROMPT = "prompt", "at every step with a prompt, or a piece of one, in it"
+    DECODE = "decode", "at every step without a prompt"
+    LAYER = "layer", "at every step, in each layer of the model"
+    EVENT = "event", "when what its purpose says comes up: slots run short, a request draws tokens, such a model"
+    DEMAND = "demand", "never by itself: the engine's user, `python -m runtime platform` or a plugin asks for it"
+
+    meaning: str
+
+    def __new__(cls, word: str, meaning: str) -> When:
+        made = object.__new__(cls)
+        made._value_ = word
+        made.meaning = meaning
+        return made
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,11 @@ def both(*when: When) -> dict[Role, frozenset[When]]:
     return main(*when) | scheduler(*when)
 
 
-def members(
-    prefix: str, runs: Mapping[Role, frozenset[When]], *, recorded: bool = False, **purposes: str
-) -> list[HookTarget]:
+def members(prefix: str, runs: Mapping[Role, frozenset[When]], **purposes: str) -> list[HookTarget]:
     """What there is at `prefix`, a module or a class: the purpose of each member, by its name."""
-    return [HookTarget(f"{prefix}.{name}", purpose, runs, recorded) for name, purpose in purposes.items()]
+    return [HookTarget(f"{prefix}.{name}", purpose, runs) for name, purpose in purposes.items()]
+
+
+def recorded_members(prefix: str, runs: Mapping[Role, frozenset[When]], **purposes: str) -> list[HookTarget]:
+    """The same of what is recorded."""
+    return [dataclasses.replace(target, recorded=True) for target in members(prefix, runs, **purposes)]

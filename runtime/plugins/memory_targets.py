@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime.plugins.hook_target import When, both, members, scheduler
+from runtime.plugins.hook_target import When, both, members, recorded_members, scheduler
 
 _POOLS = "runtime.mem_cache.memory_pool"
 _SLOTS = "runtime.mem_cache.allocator"
@@ -43,10 +43,9 @@ MEMORY_TARGETS = (
         available_size="how many requests may still start",
     ),
     *members(f"{_POOLS}.ReqToTokenPool", both(When.DEMAND), clear="making every row free"),
-    *members(
+    *recorded_members(
         f"{_POOLS}.KVCache",
         scheduler(When.LAYER, When.CAPTURE),
-        recorded=True,
         get_kv_buffer="what attention reads of a layer",
     ),
     *members(
@@ -55,10 +54,9 @@ MEMORY_TARGETS = (
         get_cpu_copy="what is copied from slots to the host",
         load_cpu_copy="what is put back from there",
     ),
-    *members(
+    *recorded_members(
         f"{_POOLS}.MHATokenToKVPool",
         scheduler(When.LAYER, When.CAPTURE),
-        recorded=True,
         set_kv_buffer="the keys and values that a layer stores",
         get_key_buffer="the keys that a layer reads",
         get_value_buffer="the values that a layer reads",
@@ -79,10 +77,9 @@ MEMORY_TARGETS = (
         bytes_per_token="what a slot of latents is reckoned to take",
         storage="every buffer of latents",
     ),
-    *members(
+    *recorded_members(
         f"{_POOLS}.MLATokenToKVPool",
         scheduler(When.EVENT),
-        recorded=True,
         set_mla_kv_buffer="the latents that a layer stores",
         get_key_buffer="the latents that a layer reads",
     ),
@@ -98,10 +95,9 @@ MEMORY_TARGETS = (
         bytes_per_token="what a slot of latents and index keys is reckoned to take",
         storage="every buffer of latents and index keys",
     ),
-    *members(
+    *recorded_members(
         f"{_POOLS}.NSATokenToKVPool",
         scheduler(When.EVENT),
-        recorded=True,
         get_index_k_buffer="the index keys that a layer reads",
         set_index_k_buffer="the index keys that a layer stores",
     ),

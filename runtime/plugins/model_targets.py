@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime.plugins.hook_target import When, members, scheduler
+from runtime.plugins.hook_target import When, members, recorded_members, scheduler
 
 _LAYERS = "runtime.layers"
 _MODELS = "runtime.models"
@@ -24,6 +24,29 @@ MODEL_TARGETS = (
         read_configs="what `config.json` and `generation_config.json` say",
         read_json_object="every JSON file of a checkpoint",
         read_rope_config="the parameters of the rotary embedding",
+    ),
+    *members(
+        f"{_MODELS}.model_config.ModelConfig",
+        scheduler(When.ONCE),
+        from_hf="the configuration of a model, made of what its files say",
+        fields_from_hf="the fields that the configurations of all models have",
+        max_context_length="how many tokens a sequence may have at most",
+    ),
+    *members(
+        f"{_MODELS}.model_config.LlamaConfig",
+        scheduler(When.ONCE),
+        fields_from_hf="those of all models but DeepSeek",
+        sliding_windows_from_hf="how far each layer sees, of Llama",
+        rotary_dim="how many dimensions are rotated, of all but DeepSeek",
+        kv_pool_args="the sizes that the KV pool is made with, of all but DeepSeek",
+        attention_config="what attention is told of a model, of all but DeepSeek",
+    ),
+    *members(
+        f"{_MODELS}.deepseek_config.DeepseekConfig",
+        scheduler(When.EVENT),
+        fields_from_hf="those of DeepSeek",
+        kv_pool_args="the sizes that the KV pool is made with, of DeepSeek",
+        attention_config="what attention is told of a model, of DeepSeek",
     ),
     *members(
         f"{_MODELS}.registry",
@@ -73,88 +96,75 @@ MODEL_TARGETS = (
         scheduler(When.EVENT),
         make_attention="the attention of each layer, as it is made, of DeepSeek with sparse attention",
     ),
-    *members(
+    *recorded_members(
         f"{_MODELS}.decoder.CausalLM",
         scheduler(When.STEP, When.CAPTURE),
-        recorded=True,
         forward="a pass through all layers",
         compute_logits="the output projection",
     ),
-    *members(
+    *recorded_members(
         f"{_MODELS}.decoder.DecoderLayer",
         scheduler(When.LAYER, When.CAPTURE),
-        recorded=True,
         forward="a layer",
     ),
-    *members(
+    *recorded_members(
         f"{_MODELS}.llama.LlamaAttention",
         scheduler(When.LAYER, When.CAPTURE),
-        recorded=True,
         forward="the attention of a layer, projections included",
     ),
-    *members(
+    *recorded_members(
         f"{_LAYERS}.mlp.GatedMLP",
         scheduler(When.LAYER, When.CAPTURE),
-        recorded=True,
         forward="the feed-forward part of a layer",
     ),
-    *members(
+    *recorded_members(
         f"{_LAYERS}.linear.Linear",
         scheduler(When.LAYER, When.CAPTURE),
-        recorded=True,
         forward="every matrix product without a residual",
         forward_add="every matrix product onto a residual",
     ),
-    *members(
+    *recorded_members(
         f"{_LAYERS}.vocab_embedding.VocabEmbedding",
         scheduler(When.STEP, When.CAPTURE),
-        recorded=True,
         forward="the vectors of tokens",
         logits="the product with the token table",
     ),
-    *members(
+    *recorded_members(
         f"{_LAYERS}.layernorm.RMSNorm",
         scheduler(When.LAYER, When.CAPTURE),
-        recorded=True,
         forward="every normalisation, whatever the platform",
         forward_native="every normalisation on a platform without its own",
     ),
-    *members(
+    *recorded_members(
         f"{_LAYERS}.layernorm.RMSNorm",
         scheduler(When.EVENT),
-        recorded=True,
         forward_cuda="every normalisation on CUDA",
     ),
-    *members(
+    *recorded_members(
         f"{_LAYERS}.layernorm.HeadNorm",
         scheduler(When.EVENT),
-        recorded=True,
         forward_native="the normalisation of queries and keys, for a model that has one",
     ),
-    *members(
+    *recorded_members(
         f"{_LAYERS}.layernorm.LayerNorm",
         scheduler(When.EVENT),
-        recorded=True,
         forward="the normalisation of index keys, for a model with sparse attention",
     ),
-    *members(
+    *recorded_members(
         f"{_LAYERS}.activation.SiluAndMul",
         scheduler(When.LAYER, When.CAPTURE),
-        recorded=True,
         forward="every activation, whatever the platform",
         forward_native="every activation on a platform without its own",
     ),
-    *members(
+    *recorded_members(
         f"{_LAYERS}.rotary.RotaryEmbedding",
         scheduler(When.STEP, When.CAPTURE),
-        recorded=True,
         gather="the cosines and sines of a step",
         at="what all layers of a step rotate with",
     ),
-    *members(
+    *recorded_members(
         f"{_LAYERS}.rotary.RotaryEmbedding",
         scheduler(When.LAYER, When.CAPTURE),
-        recorded=True,
         forward="the rotation of queries and keys, whatever the platform",
         forward_native="the rotation on a platform without its own",
     ),
@@ -164,22 +174,19 @@ MODEL_TARGETS = (
         inverse_frequencies="the frequencies of the rotary embedding",
         rotary_angles="the angle of each position",
     ),
-    *members(
+    *recorded_members(
         f"{_LAYERS}.moe.SoftmaxRouter",
         scheduler(When.EVENT),
-        recorded=True,
         forward="which experts tokens go to, for a mixture of experts",
     ),
-    *members(
+    *recorded_members(
         f"{_LAYERS}.moe.GroupLimitedRouter",
         scheduler(When.EVENT),
-        recorded=True,
         forward="which experts tokens go to, for a DeepSeek model",
     ),
-    *members(
+    *recorded_members(
         f"{_LAYERS}.moe.Experts",
         scheduler(When.EVENT),
-        recorded=True,
         forward="what experts compute, whatever the platform",
         forward_native="what they compute on a platform without its own",
         forward_cpu="what they compute on the CPU",
@@ -191,34 +198,29 @@ MODEL_TARGETS = (
         scheduler(When.EVENT),
         sorted="one expert after the other, for many pairs; never in a recording",
     ),
-    *members(
+    *recorded_members(
         f"{_LAYERS}.moe.SparseMLP",
         scheduler(When.EVENT),
-        recorded=True,
         forward="the feed-forward part of a layer, for a mixture of experts",
     ),
-    *members(
+    *recorded_members(
         f"{_MODELS}.deepseek.DeepseekMoE",
         scheduler(When.EVENT),
-        recorded=True,
         forward="the feed-forward part of a layer, for a DeepSeek model",
     ),
-    *members(
+    *recorded_members(
         f"{_MODELS}.deepseek.LatentAttention",
         scheduler(When.EVENT),
-        recorded=True,
         forward="the attention of a layer with latents, projections included",
     ),
-    *members(
+    *recorded_members(
         f"{_MODELS}.deepseek.Indexer",
         scheduler(When.EVENT),
-        recorded=True,
         forward="what the index of sparse attention brings",
     ),
-    *members(
+    *recorded_members(
         f"{_ATTENTION}.latent",
         scheduler(When.EVENT),
-        recorded=True,
         index_scores="how much each token is worth attending to, for sparse attention",
     ),
     *members(
@@ -226,16 +228,14 @@ MODEL_TARGETS = (
         scheduler(When.ONCE),
         TorchAttentionBackend="what computes attention: REPLACE it by a subclass",
     ),
-    *members(
+    *recorded_members(
         _BACKEND,
         scheduler(When.LAYER, When.CAPTURE),
-        recorded=True,
         forward="attention, storing of keys and values included",
     ),
-    *members(
+    *recorded_members(
         _BACKEND,
         scheduler(When.EVENT),
-        recorded=True,
         forward_mla="attention over latents, for a model with such",
     ),
     *members(

@@ -1,7 +1,7 @@
 """The seams of platforms: device operations, factories, discovery, and ways to record a step.
 
-`runtime.platforms.current_platform.X` is the method of whichever class was chosen. It comes into being when the platform
-is chosen, so that what is asked before is hooked at a class or at `discovery`.
+`runtime.platforms.current_platform.X` is the method of whichever class was chosen. It comes into being when the
+platform is chosen, so that what is asked before is hooked at a class or at `discovery`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PLATFORM_TARGETS = (
     *members(
         _PLATFORM,
         scheduler(When.STEP, When.CAPTURE),
-        inference_mode="the context that a step, and its sampling, runs in",
+        inference_mode="the context manager that a step, and its sampling, runs in",
     ),
     *members(
         _PLATFORM,
@@ -45,7 +45,7 @@ PLATFORM_TARGETS = (
         get_cpu_architecture="which processors the host is said to have",
         create_stream="the queue that `python -m runtime platform --check` works on",
         current_stream="the queue that it waits for",
-        use_stream="the context in which work goes to a queue",
+        use_stream="the context manager in which work goes to a queue",
         create_event="the marks that it takes times with",
         get_torch_distributed_backend_str="the backend of collectives",
         get_profiler_activity="what torch's profiler records of the device",
@@ -84,8 +84,12 @@ PLATFORM_TARGETS = (
     ),
     *members(
         _PLATFORM,
-        scheduler(When.EVENT),
+        scheduler(When.CAPTURE, When.EVENT),
         get_dispatch_key="which forward of an operation runs, asked when the operation runs for the first time",
+    ),
+    *members(
+        _PLATFORM,
+        scheduler(When.EVENT),
         get_mla_kv_pool_cls="which class keeps latents, for a model with latent attention",
         get_nsa_kv_pool_cls="which class keeps latents and index keys, for a model with sparse attention",
         get_compile_backend="what compiles recorded steps, where they are compiled",
@@ -132,6 +136,10 @@ PLATFORM_TARGETS = (
         _OP,
         scheduler(When.EVENT),
         forward="every call of an operation that has no forward of its own parameters",
+    ),
+    *members(
+        _OP,
+        scheduler(When.CAPTURE, When.EVENT),
         resolve_forward="which forward of an operation runs, decided when it runs for the first time",
     ),
     *members(
@@ -142,12 +150,12 @@ PLATFORM_TARGETS = (
     *members(
         f"{_GRAPHS}.GraphBackend",
         scheduler(When.CAPTURE),
-        capture_session="what all recordings of a runner are made in, on a device that does not record",
+        capture_session="the context manager that a runner is made in, on a device that does not record",
     ),
     *members(
         f"{_GRAPHS}.DeviceGraphBackend",
         scheduler(When.EVENT),
-        capture_session="what all recordings of a runner are made in, on a device that records",
+        capture_session="the context manager that all recordings of a runner are made in, on a device that records",
         begin="the start of a recording",
         end="the end of a recording, and what replays it",
         abort="the end of a recording that failed",
@@ -156,14 +164,14 @@ PLATFORM_TARGETS = (
         f"{_GRAPHS}.CudaGraphBackend",
         scheduler(When.EVENT),
         synchronize="the waits around recordings, of CUDA and HIP",
-        side_stream="the stream that they record on",
+        side_stream="the context manager of the stream that they record on",
         new_graph="each graph that they record",
     ),
     *members(
         f"{_GRAPHS}.AcceleratorGraphBackend",
         scheduler(When.EVENT),
         synchronize="the waits around recordings, of any accelerator",
-        side_stream="the stream that it records on",
+        side_stream="the context manager of the stream that it records on",
         new_graph="each graph that it records",
     ),
     *members(

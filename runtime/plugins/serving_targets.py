@@ -24,7 +24,7 @@ SERVING_TARGETS = (
     *members(
         _BOOTSTRAP,
         scheduler(When.ONCE),
-        building="what a process is built in, its plugins loaded",
+        building="the context manager that a process is built in, its plugins loaded",
         apply_remaining_hooks="the moments at which hooks that waited are applied",
     ),
     *members(

@@ -11,9 +11,6 @@ from typing import Any
 from runtime.plugins.hook_target import HookTarget, Role, When
 from tests.runtime.catalogue_run import LAYERS, OTHERS, REGULAR, Run
 
-PATTERNS = frozenset({When.LAYER, When.STEP, When.PROMPT, When.DECODE, When.REQUEST})
-"""Moments that come again as long as requests do; a target is run at one of them."""
-
 
 def scheduler_pattern(run: Run, name: str) -> When | None:
     """The moment that fits what the regular requests ran of a target; `EVENT` if it ran and none fits, None if not."""
@@ -91,8 +88,8 @@ def _agree(claimed: frozenset[When], ran: frozenset[When]) -> bool:
         # Not reached: only what comes up or is asked for may stay away.
         return claimed <= {When.EVENT, When.DEMAND}
     if When.EVENT in claimed:
-        # What comes up may do so at any time, but at none that comes again.
-        return claimed - {When.EVENT} <= ran and not ran & (PATTERNS - claimed)
+        # What comes up does so at no moment that comes again, and need not have come up.
+        return claimed - {When.EVENT} == ran - {When.EVENT}
     return claimed == ran
 
 

@@ -67,6 +67,10 @@ ELSEWHERE = MappingProxyType(
             [f"{_PLATFORM}.get_mla_kv_pool_cls", f"{_POOLS}.MLATokenToKVPool"],
             _at(f"{_POOLS}.MLATokenToKVPool", "bytes_per_token set_mla_kv_buffer get_key_buffer"),
             _at(f"{_DEEPSEEK}.DeepseekForCausalLM", "make_layer make_attention"),
+            _at(
+                "runtime.models.deepseek_config.DeepseekConfig",
+                "fields_from_hf kv_pool_args attention_config",
+            ),
         ),
         "sparse attention, recorded": _all(
             [f"{_PLATFORM}.get_nsa_kv_pool_cls", f"{_POOLS}.NSATokenToKVPool", f"{_POOLS}.MLATokenToKVPool.storage"],
@@ -113,7 +117,10 @@ ELSEWHERE = MappingProxyType(
         ),
         "checkpoints with more than the model": _all(
             ["runtime.models.decoder.CausalLM.ignorable_tensor"],
-            [f"{_DEEPSEEK}.DeepseekForCausalLM.ignorable_tensor", "runtime.models.mixtral.MixtralForCausalLM.make_layer"],
+            [
+                f"{_DEEPSEEK}.DeepseekForCausalLM.ignorable_tensor",
+                "runtime.models.mixtral.MixtralForCausalLM.make_layer",
+            ],
         ),
         "somebody uses the pools": _all(
             [f"{_POOLS}.ReqToTokenPool.clear"],

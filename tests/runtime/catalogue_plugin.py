@@ -12,13 +12,14 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
 import hookery
 from hookery import HookType
 from runtime.plugins.catalogue import CATALOGUE
-from runtime.plugins.hook_target import HookTarget
+from runtime.plugins.hook_target import HookTarget, Role
 from tests.runtime.catalogue_elsewhere import is_class
 
 TOGETHER = 4
@@ -26,6 +27,9 @@ TOGETHER = 4
 TOGETHER_TOKENS = 24
 ABORTED_TOKENS = 30
 """A request that may get so many gets no more than one until it has been aborted."""
+
+MODULES_WITHOUT_TORCH = ("runtime.managers.batch_policy", "runtime.managers.tokenizer_manager")
+"""Where classes are replaced in the main process too: the others need torch, which must not be imported there."""
 
 GRAPH_RUNNERS = ("CudaGraphRunner", "BreakableCudaGraphRunner")
 
@@ -115,13 +119,18 @@ def around_loop(original_fn: Callable[..., None], scheduler: Any) -> None:
         Path(os.environ["CATALOGUE_TRACE"]).write_text(json.dumps(windows))
 
 
-replaced: dict[str, type] = {target.name: counted(target) for target in CATALOGUE if is_class(target)}
+replaced: dict[str, type] = {
+    target.name: counted(target)
+    for target in CATALOGUE
+    if is_class(target)
+    if current_process().name == Role.SCHEDULER.value or target.name.startswith(MODULES_WITHOUT_TORCH)
+}
 globals().update({cls.__name__: cls for cls in replaced.values()})
 
+for _name, _class in replaced.items():
+    hookery.registry.register(_name, _class, HookType.REPLACE)
 for _target in CATALOGUE:
-    if is_class(_target):
-        hookery.registry.register(_target.name, replaced[_target.name], HookType.REPLACE)
-    else:
+    if not is_class(_target):
         # What waits for a message is counted when it has one.
         _type = HookType.AFTER if _target.name.endswith("Channel.receive") else HookType.BEFORE
         hookery.registry.register(_target.name, passing, _type)

@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from typing import Any
 
 import pytest
 
+import hookery
 from runtime.entrypoints import cli
 from runtime.platforms.device_mixin import DeviceMixin
 from runtime.platforms.interface import SRTPlatform
@@ -62,7 +64,7 @@ def test_every_hook_runs_in_the_processes_and_at_the_moments_that_the_catalogue_
 def wrong_claims(target: HookTarget) -> Iterator[HookTarget]:
     """The target with another moment, another process, a process more, and a process less."""
     for role, moments in target.runs.items():
-        for when in set(When) - moments - {When.EVENT}:
+        for when in set(When) - moments:
             yield dataclasses.replace(target, runs={**target.runs, role: frozenset({when})})
         yield dataclasses.replace(target, runs={other: m for other, m in target.runs.items() if other is not role})
     for other in set(Role) - target.runs.keys():
@@ -75,7 +77,7 @@ def wrong_claims(target: HookTarget) -> Iterator[HookTarget]:
 def test_every_test_that_is_said_to_reach_something_is_there() -> None:
     source = (Path(__file__).parent / "test_hook_catalogue_elsewhere.py").read_text()
     assert [test for test in list(ELSEWHERE)[1:] if f'all_run("{test}")' not in source] == []
-    assert BY_TEST - NAMES == set()
+    assert BY_TEST <= NAMES
 
 
 class TestTheCheck:
@@ -165,6 +167,8 @@ CLASSES = (
     "runtime.platforms.graph_backend.DeviceGraphBackend",
     "runtime.platforms.graph_backend.CudaGraphBackend",
     "runtime.platforms.graph_backend.AcceleratorGraphBackend",
+    "runtime.models.model_config.ModelConfig",
+    "runtime.models.model_config.LlamaConfig",
     "runtime.mem_cache.memory_pool.ReqToTokenPool",
     "runtime.mem_cache.memory_pool.KVCache",
     "runtime.mem_cache.memory_pool.MHATokenToKVPool",
@@ -266,7 +270,7 @@ class TestNothingIsMissing:
             for name in members_of(cls)
             if name.startswith(("forward", "make_")) or name in ("logits", "compute_logits", "ignorable_tensor")
         }
-        assert len(found) > 20
+        assert len(found) > 10
         assert found - NAMES == set()
 
     def test_every_forward_of_an_operation(self) -> None:
@@ -296,12 +300,12 @@ class TestEntries:
         assert device.defined_in == "runtime.platforms.cpu.CpuDeviceMixin"
         assert device.signature == "(self, device_id: int | None = None) -> tuple[int, int]"
         assert described["runtime.platforms.current_platform.capabilities"].kind == "property"
-        assert described["runtime.platforms.current_platform.is_available"].names == "()"
+        assert described["runtime.platforms.current_platform.is_available"].names == "(cls)"
         assert described["runtime.mem_cache.memory_pool.MHATokenToKVPool"].kind == "class"
 
     def test_one_that_does_not_exist_is_an_error_that_names_what_does(self) -> None:
         wrong = HookTarget("runtime.managers.scheduler.Scheduler.stop", "", {Role.SCHEDULER: frozenset({When.ONCE})})
-        with pytest.raises(LookupError, match="'step'"):
+        with pytest.raises(hookery.TargetNotFoundError, match="'step'"):
             catalogue.describe([wrong])
 
     def test_reading_the_list_imports_no_torch(self) -> None:
@@ -347,6 +351,21 @@ class TestTheCommand:
             "  scheduler, once; method in runtime.platforms.cpu.CpuDeviceMixin",
             "  (self, device_id: int | None = None) -> str",
         ]
+
+    def test_the_readme_shows_what_it_prints(self, capsys: pytest.CaptureFixture[str]) -> None:
+        readme = (ROOT / "README.md").read_text()
+        shown = re.findall(r"^\$ python -m runtime hooks (.*)\n((?:[^$`].*\n)+)", readme, flags=re.MULTILINE)
+        assert len(shown) == 2
+        for arguments, output in shown:
+            assert cli.main(["hooks", *arguments.split()]) == 0
+            assert capsys.readouterr().out == output
+
+    def test_its_help_says_what_moments_and_areas_are(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            cli.main(["hooks", "--help"])
+        printed = capsys.readouterr().out
+        assert all(when.meaning in printed for when in When)
+        assert "platform, memory, graphs, model, serving" in printed
 
     def test_finding_nothing_is_told(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["hooks", "no such thing"]) == 1

@@ -115,7 +115,12 @@ def all_run() -> Iterator[Callable[[str], None]]:
 
 
 def make_runner(model: Path, **args: Any) -> model_runner.ModelRunner:
-    args = {"decode_graph_sizes": (2,), "prefill_graph_sizes": (8,), "max_running_requests": 4, "dtype": "float32"} | args
+    args = {
+        "decode_graph_sizes": (2,),
+        "prefill_graph_sizes": (8,),
+        "max_running_requests": 4,
+        "dtype": "float32",
+    } | args
     return model_runner.ModelRunner(ServerArgs(str(model), **args))
 
 
@@ -221,9 +226,7 @@ def as_on_cuda(*args: Any) -> str:
     return "cuda"
 
 
-def test_recorded_prompts_and_decodes(
-    all_run: Any, llama_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recorded_prompts_and_decodes(all_run: Any, llama_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that a Llama model has is hooked: what the catalogue says is recorded is warned about, and no more."""
     monkeypatch.setenv(GRAPH_CHECK_ENV, "1")
     hookery.registry.register(f"{PLATFORM}.get_graph_backends", tape_first, HookType.AFTER)
