@@ -32,7 +32,7 @@ class When(enum.Enum):
 
     meaning: str
 
-    def __new__(cls, word: str, meaning: str) -> When:
+    def __new__(cls, word: str, meaning: str = "") -> When:
         made = object.__new__(cls)
         made._value_ = word
         made.meaning = meaning

@@ -354,7 +354,7 @@ class TestTheCommand:
 
     def test_the_readme_shows_what_it_prints(self, capsys: pytest.CaptureFixture[str]) -> None:
         readme = (ROOT / "README.md").read_text()
-        shown = re.findall(r"^\$ python -m runtime hooks (.*)\n((?:[^$`].*\n)+)", readme, flags=re.MULTILINE)
+        shown = re.findall(r"^\$ python -m runtime hooks (.*)\n((?:(?![$`]).+\n)+)", readme, flags=re.MULTILINE)
         assert len(shown) == 2
         for arguments, output in shown:
             assert cli.main(["hooks", *arguments.split()]) == 0
