@@ -169,7 +169,10 @@ def _row(description: TargetDescription) -> dict[str, str]:
 def notes(descriptions: Sequence[TargetDescription]) -> list[str]:
     """What has to be known to read that table."""
     number = len(descriptions)
-    said = [f"{number} target{'s' * (number != 1)}; a hook gets these arguments, self or cls first where there is one"]
+    said = [
+        f"{number} target{'s' * (number != 1)}; a hook gets these arguments, self or cls first where there is one, and"
+        " calls them so or *args, **kwargs"
+    ]
     if any(each.kind == TargetKind.CLASS.value for each in descriptions):
         said.append("a class is replaced by a subclass of it, which is made with these arguments")
     if any(each.target.recorded for each in descriptions):
