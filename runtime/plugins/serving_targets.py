@@ -19,7 +19,6 @@ SERVING_TARGETS = (
         _BOOTSTRAP,
         both(When.ONCE),
         load_process_plugins="the start of every process; in the main one, only a hook that was applied by then runs",
-        plugin_names="which installed plugins are loaded; as load_process_plugins",
     ),
     *members(
         _BOOTSTRAP,
