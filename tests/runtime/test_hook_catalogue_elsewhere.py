@@ -186,7 +186,7 @@ def test_recording_on_a_device(all_run: Any, mocker: MockerFixture) -> None:
     all_run("a device records")
     test_graph_backends.FakeGraph.log = log = []
     for cls in (CudaGraphBackend, AcceleratorGraphBackend):
-        mocker.patch.object(cls, "_pool", None)
+        mocker.patch.object(cls, "_pool", None, create=True)
     for as_device in (test_graph_backends.as_cuda, test_graph_backends.as_accelerator):
         with as_device(mocker, log) as backend, backend.capture_session():
             backend.begin()
