@@ -272,9 +272,10 @@ def test_compiled_prompts(all_run: Any, llama_checkpoint: Path, monkeypatch: pyt
     hookery.registry.register(f"{PLATFORM}.get_graph_backends", tape_first, HookType.AFTER)
     hookery.registry.register(f"{PLATFORM}.get_compile_backend", without_compiler, HookType.AFTER)
     all_run("prompts are compiled")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", recorded_hooks.RecordedHookWarning)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", recorded_hooks.RecordedHookWarning)
         runner = make_runner(llama_checkpoint, prefill_graph="piecewise")
+    assert warned_about(seen) == said_to_be_recorded() & ran()
     at_capture = calls()
     run(runner)
     at_replay = calls()
