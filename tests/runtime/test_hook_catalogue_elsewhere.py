@@ -97,7 +97,7 @@ def hook(names: frozenset[str] | set[str]) -> None:
 
 def ran() -> set[str]:
     """The targets whose hooks have run."""
-    return {r.target for r in hookery.applied_hooks() if r.hook.endswith(":passing") and r.calls} | {*made}
+    return {r.target for r in hookery.applied_hooks() if r.hook.endswith(":passing") and r.ran} | {*made}
 
 
 @pytest.fixture
