@@ -93,7 +93,6 @@ def _open_nameless() -> int:
 reports = Reports()
 _sent: weakref.WeakKeyDictionary[Any, frozenset[HookName]] = weakref.WeakKeyDictionary()
 _missed_by: weakref.WeakKeyDictionary[Any, set[HookName]] = weakref.WeakKeyDictionary()
-_seen: weakref.WeakSet[Hook] = weakref.WeakSet()
 
 
 def multiprocessing_process() -> Any:
@@ -109,8 +108,9 @@ def note_sent(popen: object, names: Iterable[HookName]) -> None:
 
 def note_applied(hooks: Iterable[Hook]) -> None:
     """Hooks stand here now; the processes that run already do not have those that are new."""
-    new = [hook for hook in hooks if hook not in _seen]
-    _seen.update(new)
+    new = [hook for hook in hooks if not hook.handed_down]
+    for hook in new:
+        hook.handed_down = True
     if new:
         for child in _running():
             _missed_by.setdefault(child, set()).update(map(name_of, new))

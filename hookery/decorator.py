@@ -21,7 +21,7 @@ class Declaration(NamedTuple):
     target: str
     function: HookFunction
     type: HookType
-    options: dict[str, Any]
+    options: dict[str, Any]  # all that HookRegistry.register has
     source: HookSource | None  # the plugin that was being loaded
 
     @property
@@ -34,7 +34,9 @@ class Declaration(NamedTuple):
         return "<locals>" in getattr(self.function, "__qualname__", "<locals>")
 
     def register(self, registry: HookRegistry) -> None:
-        registry.register(self.target, self.function, self.type, **self.options).declared = True
+        again = registry.register_again(self.target, self.function, self.type, self.options)
+        hook = again or registry.register(self.target, self.function, self.type, **self.options)
+        hook.declared = True
 
 
 declarations: list[Declaration] = []

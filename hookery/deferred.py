@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.machinery import ModuleSpec
 from typing import Any
 
@@ -133,10 +133,12 @@ class ImportWatcher:
         """The finders behind this one are asked by the import system itself."""
 
 
-def modules_to_watch(target_name: str) -> list[str]:
-    """The modules whose import can make a target resolvable: every prefix of a dotted name, one for a colon name."""
-    module, colon, _ = target_name.partition(":")
-    if colon:
-        return [module]
-    parts = target_name.split(".")
-    return [".".join(parts[:length]) for length in range(1, len(parts))]
+def modules_to_watch(target_names: Collection[str]) -> set[str]:
+    """The modules whose import can make targets resolvable: every prefix of a dotted name, one for a colon name."""
+    in_colon_form = {name.partition(":")[0] for name in target_names if ":" in name}
+    found: set[str] = set()
+    for prefix in {name.rpartition(".")[0] for name in target_names if ":" not in name}:
+        while prefix and prefix not in found:  # else the shorter ones are there too
+            found.add(prefix)
+            prefix = prefix.rpartition(".")[0]
+    return found | in_colon_form

@@ -43,6 +43,12 @@ class HookState(enum.Enum):
     SKIPPED = "skipped"  # outranked by another REPLACE, outside its versions, or disabled after an error
     REVERTED = "reverted"  # taken back, by ``revert`` or because its source failed
 
+    __hash__ = object.__hash__  # as that of HookType
+
+
+# For what asks every hook: a member is found slowly through its class, before CPython 3.12.
+APPLIED, PENDING, REVERTED = HookState.APPLIED, HookState.PENDING, HookState.REVERTED
+
 
 class _NoneResult:
     """The type of :data:`NONE`; it has one instance."""
@@ -137,6 +143,7 @@ class Hook:
         self.subclasses = False  # hook what overrides the target in subclasses too
         self.deep = False  # reach more than module globals
         self.declared = False  # by the decorator: importing its module registers it
+        self.handed_down = False  # it was there when hooks were applied: processes started since then have it
         self.state = HookState.PENDING
         self.detail = ""
         self.waits_for: str | None = None  # while it is pending: the module

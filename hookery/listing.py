@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
-from hookery.hooks import Hook, HookState
-from hookery.naming import MAIN, real_name_of_main
+from hookery.hooks import APPLIED, PENDING, Hook
+from hookery.naming import MAIN, HookName, name_of, real_name_of_main
 
 
 @dataclass(frozen=True)
@@ -84,62 +85,128 @@ COMMON: Mapping[str, Any] = {
     "local": None,
     "absent_in": (),
 }
-"""The fields that most records have in common: what a child process says while it starts is mostly that."""
+"""What most records have in these fields."""
 
 
-def uncommon_fields(
-    hook: Hook,
-    *,
-    overridden_by: Sequence[str] = (),
-    unreached: Sequence[str] | None = None,
-    local: str | None = None,
-    absent_in: Sequence[str] = (),
-    known_as: Hook | None = None,
-) -> dict[str, Any]:
-    """What is to be said of ``hook``, by the names of a :class:`HookRecord`, but for what is :data:`COMMON`.
-    ``known_as`` is the hook that :func:`stand_ins_on_main` says it is."""
-    target, detail = hook.target, hook.detail
-    if known_as is not None:
-        target = known_as.target
-        detail = detail or f"it is on what __main__ defines, because {real_name_of_main()} runs as the program"
-    replaces_class = isinstance(hook.function, type)
-    found: dict[str, Any] = {
-        "target": target,
-        "hook": hook.function_name,
-        "type": hook.type.value,
-        "source": hook.source.name,
-        "state": hook.state.value,
-        "order": hook.order,
-    }
-    # The rest is seldom there.
+class Said:
+    """What is said of some hooks, as JSON takes it: a child process says it while it starts. It is in groups of hooks
+    that have the same type, source and state, and so most of what there is to say in common; what most records have
+    (:data:`COMMON`) is left out. :func:`records_in` reads it."""
+
+    def __init__(self) -> None:
+        self.groups: list[dict[str, Any]] = []
+        self._group_of: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+        self._last: tuple[tuple[Any, ...], list[tuple[Any, ...]]] = ((), [])
+
+    @classmethod
+    def of(
+        cls,
+        hooks: Sequence[Hook],
+        overrides: Mapping[Hook, Sequence[str]],
+        unreached: Mapping[Hook, Sequence[str]],
+        why_local: Callable[[Hook], str | None],
+        absent: Mapping[HookName, Sequence[str]],
+    ) -> Said:
+        """What there is to say of ``hooks``, which are all that a registry has."""
+        known_as = stand_ins_on_main(hooks)
+        not_shown = set(known_as.values())
+        said = cls()
+        for hook in hooks:
+            if hook not in not_shown:
+                absent_in = absent.get(name_of(hook), ()) if absent else ()
+                overridden_by, local = overrides.get(hook, ()), why_local(hook)
+                said.add(hook, known_as.get(hook), overridden_by, unreached.get(hook), local, absent_in)
+        return said
+
+    def add(
+        self,
+        hook: Hook,
+        known_as: Hook | None,
+        overridden_by: Sequence[str],
+        unreached: Sequence[str] | None,
+        local: str | None,
+        absent_in: Sequence[str] = (),
+    ) -> None:
+        """Say how ``hook`` stands. ``known_as`` is the hook that :func:`stand_ins_on_main` says it is; the rest is said
+        of it by the names of a :class:`HookRecord`."""
+        target, detail = hook.target, hook.detail
+        if known_as is not None:
+            target = known_as.target
+            detail = detail or f"it is on what __main__ defines, because {real_name_of_main()} runs as the program"
+        key = (hook.type, hook.source, hook.state, detail, hook.engine, hook.engine_reason)
+        group = self._last[1] if key == self._last[0] else self._group(key, hook, detail)
+        said = (hook.order, target, hook.function_name)
+        replaces_class = isinstance(hook.function, type)
+        if not (
+            replaces_class
+            or _seldom(hook) != _SELDOM
+            or overridden_by
+            or absent_in
+            or unreached is not None
+            or local is not None
+        ):
+            group.append(said)
+            return
+        own: dict[str, Any] = {
+            "priority": hook.priority,
+            "ran": None if replaces_class else hook.mark.ran,
+            "calls": hook.calls if hook.counted and not replaces_class else None,
+            "on_error": hook.on_error,
+            "reason": hook.reason,
+            "last_error": hook.last_error,
+            "versions": hook.versions,
+            "overridden_by": overridden_by,
+            "unreached": unreached,
+            "local": local,
+            "absent_in": absent_in,
+        }
+        group.append((*said, {name: value for name, value in own.items() if value != COMMON[name]}))
+
+    def _group(self, key: tuple[Any, ...], hook: Hook, detail: str) -> list[tuple[Any, ...]]:
+        group = self._group_of.get(key)
+        if group is None:
+            group = self._group_of[key] = []
+            self.groups.append({**_shared_fields(hook, detail), "hooks": group})
+        self._last = (key, group)
+        return group
+
+
+_seldom = operator.attrgetter("priority", "mark.ran", "counted", "on_error", "reason", "last_error", "versions")
+_SELDOM = (0, False, False, "raise", None, None, None)
+
+
+def _shared_fields(hook: Hook, detail: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"type": hook.type.value, "source": hook.source.name, "state": hook.state.value}
     if hook.source.distribution is not None:
         found["distribution"] = hook.source.distribution
     if detail:
         found["detail"] = detail
     if hook.engine is not None:
         found["engine"], found["engine_reason"] = hook.engine, hook.engine_reason
-    if hook.priority:
-        found["priority"] = hook.priority
-    if replaces_class or hook.mark.ran:
-        found["ran"] = None if replaces_class else True
-    if hook.counted and not replaces_class:
-        found["calls"] = hook.calls
-    if hook.on_error != "raise":
-        found["on_error"] = hook.on_error
-    for name, value in (
-        ("reason", hook.reason),
-        ("last_error", hook.last_error),
-        ("versions", hook.versions),
-        ("local", local),
-        ("unreached", unreached),
-    ):
-        if value is not None:
-            found[name] = value
-    if overridden_by:
-        found["overridden_by"] = overridden_by
-    if absent_in:
-        found["absent_in"] = absent_in
     return found
+
+
+def records_in(groups: Iterable[Mapping[str, Any]]) -> list[HookRecord]:
+    """The records that were said so, in the order of the hooks.
+
+    Raises:
+        ValueError, TypeError, KeyError: it was said by another version, without a field that there is here.
+    """
+    records = []
+    for group in groups:
+        shared = {name: value for name, value in group.items() if name in _FIELDS}
+        for order, target, hook, *own in group["hooks"]:
+            fields = {**shared, "order": order, "target": target, "hook": hook}
+            if own:
+                fields.update({name: value for name, value in own[0].items() if name in _FIELDS})
+            records.append(HookRecord.of(fields))
+        missing = _FIELDS - COMMON.keys() - {"order", "target", "hook"} - shared.keys()
+        if missing:
+            raise ValueError(f"a record has no {sorted(missing)[0]}")
+    return sorted(records, key=operator.attrgetter("order"))
+
+
+_FIELDS = frozenset(field.name for field in fields(HookRecord))
 
 
 def stand_ins_on_main(hooks: Iterable[Hook]) -> dict[Hook, Hook]:
@@ -147,14 +214,14 @@ def stand_ins_on_main(hooks: Iterable[Hook]) -> dict[Hook, Hook]:
     waits for an import of the module that may never come: the first is listed, under the name of the second. What is
     listed so, and what it is listed as."""
     hooks = list(hooks)
-    on_main = [hook for hook in hooks if hook.state is HookState.APPLIED and hook.plain_target.startswith(f"{MAIN}.")]
+    on_main = [hook for hook in hooks if hook.state is APPLIED and hook.plain_target.startswith(f"{MAIN}.")]
     if not on_main:
         return {}
     start = f"{real_name_of_main()}."
     waiting = {
         (hook.plain_target.removeprefix(start), hook.type, hook.function): hook
         for hook in hooks
-        if hook.state is HookState.PENDING and hook.plain_target.startswith(start)
+        if hook.state is PENDING and hook.plain_target.startswith(start)
     }
     keys = {hook: (hook.plain_target.removeprefix(f"{MAIN}."), hook.type, hook.function) for hook in on_main}
     return {hook: waiting[key] for hook, key in keys.items() if key in waiting}

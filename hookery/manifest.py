@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import operator
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -20,12 +21,12 @@ from typing import Any, NamedTuple
 
 from hookery import patches, plugins, reporting
 from hookery.hooks import Hook, HookSource, HookState, HookType, HookWarning, LoadedPlugin, PluginError
-from hookery.naming import MAIN, HookName, look_up, name_of, why_local
+from hookery.naming import MAIN, HookName, look_up, module_name_of, name_of, qualname_of, why_local
 from hookery.registry import HookRegistry, Reach, next_order
 from hookery.registry import registry as process_registry
-from hookery.sameness import options_of
+from hookery.sameness import options_of, plain_name
 
-VERSION = 1
+VERSION = 2
 """Of the form of the data. Another version is refused."""
 
 
@@ -141,10 +142,10 @@ class Manifest:
         return not self.plugins and all(hook.local is not None or hook.reverted for hook in self.hooks)
 
     def to_dict(self) -> dict[str, Any]:
-        """The manifest as JSON takes it."""
+        """The manifest as JSON takes it. Hooks are lists, in the order of the fields of :class:`ManifestHook`."""
         data = dict(vars(self))  # dataclasses.asdict copies everything deeply, which takes as long as all the rest
         data["plugins"] = [dict(vars(plugin)) for plugin in self.plugins]
-        data["hooks"] = [hook._asdict() for hook in self.hooks]
+        data["hooks"] = [tuple(hook) for hook in self.hooks]
         return data
 
     @classmethod
@@ -160,16 +161,7 @@ class Manifest:
         try:
             given = dict(data)
             loaded = tuple(ManifestPlugin(**entry) for entry in given.pop("plugins"))
-            hooks = tuple(
-                ManifestHook(
-                    **{
-                        **entry,
-                        "source": tuple(entry["source"]),
-                        "plugin": None if entry["plugin"] is None else tuple(entry["plugin"]),
-                    }
-                )
-                for entry in given.pop("hooks")
-            )
+            hooks = tuple(map(_hook_of, given.pop("hooks")))
             return cls(plugins=loaded, hooks=hooks, **given)
         except (TypeError, KeyError) as error:
             raise ValueError(f"the manifest is damaged: {error}") from error
@@ -210,6 +202,18 @@ class Manifest:
             notes = [HookWarning(f"{failure.what} is not in place here: {failure.why}") for failure in failures]
             reporting.warn(notes, never_raise=True)
         return failures
+
+
+def _hook_of(fields: Any) -> ManifestHook:
+    if type(fields) is tuple:
+        return ManifestHook._make(fields)
+    if type(fields) is not list:
+        raise TypeError(f"a hook is a list of its fields, not {fields!r}")
+    hook: Any = ManifestHook._make(fields)  # JSON has made lists of what was a tuple
+    made: ManifestHook = hook._replace(
+        source=tuple(hook.source), plugin=None if hook.plugin is None else tuple(hook.plugin)
+    )
+    return made
 
 
 def _entry(hook: Hook, loaded: dict[tuple[str, str], LoadedPlugin]) -> ManifestHook:
@@ -295,14 +299,16 @@ class _Applying:
 
     def _place(self) -> list[tuple[ManifestHook, Hook]]:
         """Find or register every hook; take back what was."""
-        here: dict[HookName, list[Hook]] = {}
-        for hook in self.registry.hooks():
-            here.setdefault(name_of(hook), []).append(hook)
+        taken: set[Hook] = set()  # several may have one name
+        in_order = iter(self.registry.hooks())
         placed: list[tuple[ManifestHook, Hook]] = []
         unwanted: list[Hook] = []
         for entry in self.manifest.hooks:
-            same = here.get(entry.name)
-            found = same.pop(0) if same else None
+            found = next(in_order, None)  # that is it where the plugins are all that registers
+            if found is None or found in taken or not _is_the_same(found, entry):
+                found = self._here(entry, taken)
+            if found is not None:
+                taken.add(found)
             if entry.reverted:
                 unwanted += [found] if found is not None else []
                 continue
@@ -313,6 +319,7 @@ class _Applying:
                 found = self._register(entry)
             if found is None:
                 continue
+            taken.add(found)
             found.counted |= entry.count
             if entry.plugin is None:
                 found.source = HookSource(*entry.source)
@@ -320,6 +327,19 @@ class _Applying:
         if unwanted:
             self.registry.take_back(unwanted)
         return placed
+
+    def _here(self, entry: ManifestHook, taken: set[Hook]) -> Hook | None:
+        """The first of the hooks registered here that are known by the name of ``entry``, but for those ``taken``."""
+        for hook in self.registry.hooks(plain_name(entry.target)):
+            function = hook.function
+            if (
+                qualname_of(function) == entry.qualname
+                and module_name_of(function) == entry.module
+                and hook.type._value_ == entry.type
+                and hook not in taken
+            ):
+                return hook
+        return None
 
     def _register(self, entry: ManifestHook, function: Any = None) -> Hook | None:
         if entry.local is not None and function is None:
@@ -374,10 +394,11 @@ class _Applying:
             warnings.simplefilter("ignore", HookWarning)
             reach: Reach = "deep" if any(entry.deep for entry in self.manifest.hooks) else "globals"
             failed = self.registry.apply_pending(reach=reach)
+        not_here = (HookState.MISSED, HookState.REVERTED)
         for entry, hook in placed:
-            if hook.state is HookState.MISSED or (hook.state is HookState.REVERTED and hook.detail):
+            if hook.detail and hook.state in not_here:
                 self.failures.append(Failure(entry.name, entry.describe(), hook.detail))
-        ours = {hook.source for _, hook in placed}
+        ours = {hook.source for _, hook in placed} if failed else set()
         self.failures += [
             Failure(None, f"the hooks of {source}", str(error)) for source, error in failed if source not in ours
         ]
@@ -385,5 +406,31 @@ class _Applying:
 
 def _differs(hook: Hook, entry: ManifestHook) -> bool:
     """Whether a hook was registered with other options here, because it was taken back and registered anew there."""
-    here = (hook.priority, hook.engine_asked, hook.on_error, hook.reason, hook.versions, hook.subclasses)
-    return here != (entry.priority, entry.engine, entry.on_error, entry.reason, entry.versions, entry.subclasses)
+    return bool(_options_here(hook) != _options_there(entry))
+
+
+def _is_the_same(hook: Hook, entry: ManifestHook) -> bool:
+    """Whether a hook is surely what ``entry`` says, which the most are: much faster than to look for it."""
+    try:
+        return bool(_all_here(hook) == _all_there(entry))
+    except AttributeError:  # it has no name
+        return False
+
+
+_options_here = operator.attrgetter("priority", "engine_asked", "on_error", "reason", "versions", "subclasses")
+_options_there = operator.attrgetter("priority", "engine", "on_error", "reason", "versions", "subclasses")
+_all_here = operator.attrgetter(
+    "target",
+    "type._value_",
+    "function.__module__",
+    "function.__qualname__",
+    "priority",
+    "engine_asked",
+    "on_error",
+    "reason",
+    "versions",
+    "subclasses",
+)
+_all_there = operator.attrgetter(
+    "target", "type", "module", "qualname", "priority", "engine", "on_error", "reason", "versions", "subclasses"
+)

@@ -43,7 +43,7 @@ def qualname_of(function: HookFunction) -> str:
 
 def name_of(hook: Hook) -> HookName:
     """The name under which another process knows ``hook``."""
-    return HookName(hook.plain_target, hook.type.value, module_name_of(hook.function), qualname_of(hook.function))
+    return HookName(hook.plain_target, hook.type._value_, module_name_of(hook.function), qualname_of(hook.function))
 
 
 def real_name_of_main() -> str | None:

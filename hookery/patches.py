@@ -198,10 +198,11 @@ def add_to_subclasses(hook: Hook) -> bool:
     return added
 
 
-def overriding(hook: Hook) -> list[tuple[Patch, type]]:
-    """The subclasses that override what ``hook`` is on with something that it is not on."""
+def overriding(hook: Hook, on: Iterable[Patch] | None = None) -> list[tuple[Patch, type]]:
+    """The subclasses that override what ``hook`` is on with something that it is not on. ``on`` are the patches that it
+    is on, if they are known."""
     found = []
-    for patch in patches_of(hook):
+    for patch in patches_of(hook) if on is None else on:
         owner, attribute = patch.target.owner, patch.target.attribute
         if patch.is_class or patch.superseded or not raw.is_class(owner):
             continue
@@ -218,9 +219,19 @@ def overriding(hook: Hook) -> list[tuple[Patch, type]]:
     return sorted(first.values(), key=lambda pair: raw.class_name(pair[1]))
 
 
-def overrides(hook: Hook) -> list[str]:
+def overrides(hook: Hook, on: Iterable[Patch] | None = None) -> list[str]:
     """The addresses of what :func:`overriding` finds."""
-    return [f"{raw.class_name(subclass)}.{patch.target.attribute}" for patch, subclass in overriding(hook)]
+    return [f"{raw.class_name(subclass)}.{patch.target.attribute}" for patch, subclass in overriding(hook, on)]
+
+
+def all_overrides() -> dict[Hook, list[str]]:
+    """That for all hooks which are applied; those without any are left out."""
+    on: dict[Hook, list[Patch]] = {}
+    for patch in _patches:
+        for hook in patch.hooks if raw.is_class(patch.target.owner) else ():
+            on.setdefault(hook, []).append(patch)
+    found = {hook: overrides(hook, of_hook) for hook, of_hook in on.items() if hook.state is HookState.APPLIED}
+    return {hook: addresses for hook, addresses in found.items() if addresses}
 
 
 def _put(target: Target, hook: Hook) -> None:

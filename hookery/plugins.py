@@ -171,9 +171,9 @@ def _load(plugin: LoadedPlugin, registry: HookRegistry) -> None:
     try:
         _run(plugin)
         # Decorators run once per import: what was imported before declares again what it declared then.
+        its_modules = f"{plugin.module}."
         for declaration in declarations[:before]:
-            module = declaration.module
-            if declaration.source == plugin.source or f"{module}.".startswith(f"{plugin.module}."):
+            if declaration.source == plugin.source or f"{declaration.module}.".startswith(its_modules):
                 declaration.register(registry)
     except (Exception, SystemExit) as error:
         registry.discard(plugin.source)

@@ -15,7 +15,7 @@ import weakref
 from typing import Any
 
 from hookery import children, reporting, watching
-from hookery.hooks import Hook, HookApplyError, HookError, HookState, HookWarning
+from hookery.hooks import REVERTED, Hook, HookApplyError, HookError, HookState, HookWarning
 from hookery.manifest import Failure, Manifest
 from hookery.naming import HookName, name_of
 from hookery.registry import HookRegistry, registry
@@ -94,13 +94,13 @@ def setup_worker() -> None:
 def after_applying(applied: HookRegistry) -> None:
     """Called whenever hooks were applied: see that children get them, and that the parent process hears of those that
     could not be."""
-    hooks = applied.hooks()
-    if not any(hook.state is not HookState.REVERTED for hook in hooks) or not _propagates():
+    standing = [hook for hook in applied.hooks() if hook.state is not REVERTED]
+    if not standing or not _propagates():
         return
     process = children.multiprocessing_process()
     if process is not None:
         _install(process)
-    children.note_applied(hook for hook in hooks if hook.state is not HookState.REVERTED)
+    children.note_applied(standing)
     _report()
 
 

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 from hookery import command_lines, patches, state_files
 from hookery.hooks import Hook, HookError, HookState, HookWarning
-from hookery.listing import stand_ins_on_main, uncommon_fields
+from hookery.listing import Said, stand_ins_on_main
 from hookery.locking import ForkSafeLock
 from hookery.reporting import warn
 
@@ -44,7 +44,7 @@ class Registry(Protocol):
 
     def hooks(self) -> list[Hook]: ...
 
-    def described(self, *, unreached: bool = False) -> list[dict[str, Any]]: ...
+    def said(self, *, unreached: bool = False) -> Said: ...
 
     def why_local(self, hook: Hook) -> str | None: ...
 
@@ -130,7 +130,7 @@ def _write(*, unreached: bool = False, ended: bool = False) -> None:
         with patches.lock:
             hooks = _state.registry.hooks()
             _state.said = _said_of_all(hooks, stand_ins_on_main(hooks))
-            records = _state.registry.described(unreached=unreached)
+            records = _state.registry.said(unreached=unreached).groups
         _state.role_said = _role()
         now = time.time()
         head = {
@@ -164,24 +164,22 @@ def _write_changes() -> None:
     assert _state.registry is not None
     assert _state.identity is not None
     with patches.lock:
-        records = []
+        changed, overrides = Said(), patches.all_overrides()
         hooks = _state.registry.hooks()
         known_as = stand_ins_on_main(hooks)
         said = _said_of_all(hooks, known_as)
         for hook in hooks:
             if hook.order in said and _state.said.get(hook.order) != said[hook.order]:
                 local = _state.registry.why_local(hook)
-                overridden_by = patches.overrides(hook) if hook.state is HookState.APPLIED else ()
-                known = known_as.get(hook)
-                records.append(uncommon_fields(hook, overridden_by=overridden_by, local=local, known_as=known))
+                changed.add(hook, known_as.get(hook), overrides.get(hook, ()), None, local)
         gone = [order for order in _state.said if order not in said]
         _state.said = said
     if _role() != _state.role_said:
         _write()
         return
-    if not records and not gone:
+    if not changed.groups and not gone:
         return
-    change = {"published_at": time.time(), "records": records, "gone": gone}
+    change = {"published_at": time.time(), "records": changed.groups, "gone": gone}
     try:
         with state_files.opened_folder() as directory:
             size = state_files.append(directory, _state.identity.file_name, _encode(change) + "\n")

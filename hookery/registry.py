@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 from hookery import engines, own_modules, patches, watching
 from hookery.fitting import check_options
 from hookery.hooks import (
+    APPLIED,
+    PENDING,
+    REVERTED,
     Hook,
     HookApplyError,
     HookError,
@@ -26,10 +29,10 @@ from hookery.hooks import (
     MissedHookWarning,
     TargetNotFoundError,
 )
-from hookery.naming import name_of, why_local
+from hookery.naming import why_local
 from hookery.reporting import warn
-from hookery.sameness import is_same, options_of, plain_name
-from hookery.targets import Pending, Target, TargetKind, again, resolve, validate_name
+from hookery.sameness import is_registered_so, is_same, options_of, plain_name
+from hookery.targets import Pending, Survey, Target, TargetKind, again, resolve, validate_name
 from hookery.versions import check_specifier, check_versions_are_known, outside_versions
 
 if TYPE_CHECKING:
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
     from hookery import callable_types as of
     from hookery.explanation import Explanation, Problem
-    from hookery.listing import HookRecord
+    from hookery.listing import HookRecord, Said
 
 Failure = tuple[HookSource, Exception]
 Reach = Literal["globals", "deep"]
@@ -159,6 +162,19 @@ class HookRegistry:
                 patches.settle()
             return new
 
+    def register_again(
+        self, target: str, hook: HookFunction, hook_type: HookType, options: dict[str, Any]
+    ) -> Hook | None:
+        """As :meth:`register`, with all its options, if that changes nothing but who registers the hook; ``None`` if it
+        would do more. A plugin that was imported before does so with all its hooks, in every child process."""
+        for known in self.hooks(plain_name(target)):
+            if is_registered_so(known, target, hook, hook_type, options):
+                loading = _loading.get()
+                if loading:
+                    known.source = loading.source
+                return known
+        return None
+
     def apply_hooks(self, *, strict: bool = False, eager: bool = False, reach: Reach = "globals") -> None:
         """Apply every hook that is not applied yet. May be called any number of times.
 
@@ -208,19 +224,27 @@ class HookRegistry:
                         patches.reach_deeply(patch)
             waiting = [hook for hook in self._hooks if hook.state in _WAITING]
         resolved: list[tuple[Hook, Target]] = []
-        found_specs: set[str] = set()
+        waits: list[tuple[Hook, Pending]] = []
+        survey = Survey(set(), {})
         notes: list[HookWarning] = []
         for hook in waiting:
-            skips = outside_versions(hook)
+            skips = None if hook.versions is None else outside_versions(hook)
             if skips is not None:
                 self._still_waits(hook, HookState.SKIPPED, skips)
                 continue
             is_made = made is not None and (hook.waits_for, hook.waits_for_attribute) == made
-            outcome = self._resolve(hook, notes, found_specs, eager=eager or is_made, completed=completed)
+            known = None if eager or is_made else survey.waits_for(hook.target)
+            if known is not None:
+                waits.append((hook, known))
+                continue
+            if is_made:
+                self._still_wait(waits)
+            outcome = self._resolve(hook, notes, survey, eager=eager or is_made, completed=completed)
             if isinstance(outcome, Target):
                 resolved.append((hook, outcome))
             elif isinstance(outcome, Exception) and (strict or not isinstance(outcome, TargetNotFoundError)):
                 failures.append((hook.source, outcome))
+        self._still_wait(waits)
         if resolved:
             engines.prepare((target, hook.engine_asked) for hook, target in resolved)
         with patches.lock:
@@ -230,7 +254,7 @@ class HookRegistry:
             failed = {source for source, _ in failures}
             subclasses_hooked = False
             a_class_was_replaced = False
-            registered = set(self._hooks)
+            registered = set(self._hooks) if resolved else ()
             for hook, target in resolved:
                 if hook.source in failed or hook not in registered or hook.state not in _WAITING:
                     continue  # another thread was faster, or took it back
@@ -243,7 +267,7 @@ class HookRegistry:
                     failed.add(hook.source)
                 a_class_was_replaced |= target.kind is TargetKind.CLASS
             for hook in self._hooks:
-                if hook.subclasses and hook.state is HookState.APPLIED and hook.source not in failed:
+                if hook.subclasses and hook.state is APPLIED and hook.source not in failed:
                     try:
                         subclasses_hooked |= patches.add_to_subclasses(hook)
                     except TypeError as error:
@@ -269,11 +293,11 @@ class HookRegistry:
             observe(self)
 
     def _resolve(
-        self, hook: Hook, notes: list[HookWarning], found_specs: set[str], *, eager: bool, completed: str | None
+        self, hook: Hook, notes: list[HookWarning], survey: Survey, *, eager: bool, completed: str | None
     ) -> Target | Exception | None:
         """The hook's target, the error that stands in the way, or ``None`` while it has to wait."""
         try:
-            outcome = resolve(hook.target, eager=eager, completed=completed, found_specs=found_specs)
+            outcome = resolve(hook.target, eager=eager, completed=completed, survey=survey)
             if isinstance(outcome, Target):
                 check_versions_are_known(hook)
         except TargetNotFoundError as error:
@@ -284,17 +308,24 @@ class HookRegistry:
         except Exception as error:  # noqa: BLE001  (an eager import runs other people's code; the caller reports it)
             return error
         if isinstance(outcome, Pending):
-            self._still_waits(hook, HookState.PENDING, outcome.why, outcome)
+            self._still_wait([(hook, outcome)])
             return None
         return outcome
 
     @staticmethod
-    def _still_waits(hook: Hook, state: HookState, why: str, waits_for: Pending | None = None) -> None:
+    def _still_waits(hook: Hook, state: HookState, why: str) -> None:
         with patches.lock:
             if hook.state in _WAITING:  # else another thread has applied it or taken it back meanwhile
-                hook.state, hook.detail = state, why
-                hook.waits_for = waits_for.module if waits_for else None
-                hook.waits_for_attribute = waits_for.attribute if waits_for else None
+                hook.state, hook.detail, hook.waits_for, hook.waits_for_attribute = state, why, None, None
+
+    @staticmethod
+    def _still_wait(waits: list[tuple[Hook, Pending]]) -> None:
+        with patches.lock:
+            for hook, (module, why, attribute) in waits:
+                if hook.state in _WAITING:
+                    hook.state, hook.detail = PENDING, why
+                    hook.waits_for, hook.waits_for_attribute = module, attribute
+        waits.clear()
 
     def revert(self, target: str | None = None, source: HookSource | str | None = None) -> None:
         """Take hooks back, in any order: those on ``target``, those of ``source``, both, or all.
@@ -378,40 +409,27 @@ class HookRegistry:
             unreached: fill that field of the records too, which takes tens of milliseconds: the garbage collector is
                 asked who holds the originals.
         """
-        from hookery.listing import HookRecord
+        from hookery.listing import records_in
 
-        return [HookRecord.of(fields) for fields in self.described(unreached=unreached)]
+        return records_in(self.said(unreached=unreached).groups)
 
-    def described(self, *, unreached: bool = False) -> list[dict[str, Any]]:
-        """As :meth:`applied_hooks`, but of each record only the fields that are not :data:`hookery.listing.COMMON`."""
+    def said(self, *, unreached: bool = False) -> Said:
+        """As :meth:`applied_hooks`, before records are made of it."""
         if unreached:
             from hookery import held  # noqa: F401  (before the lock is taken)
         from hookery import children
-        from hookery.listing import stand_ins_on_main, uncommon_fields
+        from hookery.listing import Said
 
         absent = children.absent(self._hooks)
         with patches.lock:
-            hooks = sorted(self._hooks, key=lambda hook: hook.order)
-            known_as = stand_ins_on_main(hooks)
-            not_shown = set(known_as.values())
-            found = self._unreached(hooks) if unreached else {}
-            return [
-                uncommon_fields(
-                    hook,
-                    overridden_by=patches.overrides(hook) if hook.state is HookState.APPLIED else (),
-                    unreached=found.get(hook),
-                    local=self.why_local(hook),
-                    absent_in=absent.get(name_of(hook), ()) if absent else (),
-                    known_as=known_as.get(hook),
-                )
-                for hook in hooks
-                if hook not in not_shown
-            ]
+            found = self._unreached(self._hooks) if unreached else {}
+            return Said.of(self._hooks, patches.all_overrides(), found, self.why_local, absent)
 
     def why_local(self, hook: Hook) -> str | None:
         """Why ``hook`` stays in this process, or ``None`` if child processes have it too."""
-        from_plugin = (hook.source.distribution or "", hook.source.name) in self.loaded_plugins
-        return None if from_plugin or hook.state is HookState.REVERTED else why_local(hook)
+        name, distribution, _ = hook.source
+        from_plugin = (distribution or "", name) in self.loaded_plugins
+        return None if from_plugin or hook.state is REVERTED else why_local(hook)
 
     def unreached(self, target: str | None = None) -> dict[str, list[str]]:
         """Who still holds the original of a hooked target, and so calls past the hooks: the addresses, by target.
@@ -492,13 +510,13 @@ class HookRegistry:
             for hook, hooked in on.items()
         }
 
-    def hooks(self) -> list[Hook]:
-        """The hooks themselves, those that were taken back too."""
-        return list(self._hooks)
+    def hooks(self, plain_target: str | None = None) -> list[Hook]:
+        """The hooks themselves, those that were taken back too: all, or those on one target."""
+        return self._hooks.copy() if plain_target is None else [*self._by_target.get(plain_target, ())]
 
     def live_targets(self) -> list[str]:
         """The targets of all hooks that were not taken back."""
-        return [hook.target for hook in self._hooks if hook.state is not HookState.REVERTED]
+        return [hook.target for hook in self._hooks if hook.state is not REVERTED]
 
     def reapply(self, orphans: list[Hook], module: str) -> None:
         """Apply again what a reload of ``module`` has thrown off."""

@@ -22,17 +22,16 @@ from json.decoder import JSONDecoder
 from typing import Any
 
 from hookery.hooks import HookError
-from hookery.listing import COMMON, HookRecord
+from hookery.listing import HookRecord, records_in
 
 FOLDER_VARIABLE = "HOOKERY_STATE_DIR"
-FORMAT = 1
+FORMAT = 2
 ENDED_FILES = 512
 MAX_BYTES = 64 << 20
 
 _decode = JSONDecoder().decode  # json.loads may be hooked
 _LIVE_NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.(?:jsonl|\d+\.tmp)")
 _ENDED_NAME = re.compile(r"(\d+)-ended-\d+\.jsonl")
-_RECORD_FIELDS = {field.name for field in fields(HookRecord)}
 
 
 class StateFolderError(HookError):
@@ -99,11 +98,16 @@ def opened_folder(*, create: bool = False) -> Iterator[int]:
         OSError: it cannot be made or opened, or does not exist.
     """
     path = folder()
-    if create:
-        with suppress(FileExistsError):
-            os.mkdir(path, 0o700)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(path, flags)
+        except FileNotFoundError:
+            if not create:
+                raise
+            with suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+            descriptor = os.open(path, flags)
     except NotADirectoryError:
         raise StateFolderError(_refusal(path, "is not a folder itself")) from None
     try:
@@ -127,8 +131,11 @@ def _refusal(path: str, why: str) -> str:
 def identity_of(pid: int | None = None) -> Identity | None:
     """Who the process with that number is; by default this one. ``None`` if there is none, or it has ended."""
     try:
-        with open(f"/proc/{'self' if pid is None else pid}/stat", "rb") as file:
-            after_name = file.read().rpartition(b")")[2].split()
+        descriptor = os.open(f"/proc/{'self' if pid is None else pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            after_name = os.read(descriptor, 4096).rpartition(b")")[2].split()  # a line of some 300 bytes
+        finally:
+            os.close(descriptor)
     except (FileNotFoundError, ProcessLookupError):
         if pid is None:
             raise
@@ -143,14 +150,19 @@ def namespace() -> int:
 
 
 def write(directory: int, name: str, content: str, scratch_name: str) -> None:
-    """Put ``content`` under ``name`` in one step. ``scratch_name`` is used until then.
+    """Put ``content`` under ``name``, and in one step if there is something: ``scratch_name`` is used until then.
 
     Raises:
         OSError: it cannot be written.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    _write_all(os.open(scratch_name, flags, 0o600, dir_fd=directory), content)
-    os.replace(scratch_name, name, src_dir_fd=directory, dst_dir_fd=directory)
+    try:
+        descriptor = os.open(name, flags, 0o600, dir_fd=directory)
+    except FileExistsError:
+        _write_all(os.open(scratch_name, flags, 0o600, dir_fd=directory), content)
+        os.replace(scratch_name, name, src_dir_fd=directory, dst_dir_fd=directory)
+    else:
+        _write_all(descriptor, content)  # until its first line is complete nobody reads it
 
 
 def append(directory: int, name: str, content: str) -> int:
@@ -228,7 +240,7 @@ def remove_litter(directory: int, names: Iterable[str]) -> list[str]:
 
 
 def _read(directory: int, name: str) -> PublishedProcess | None:
-    """What a file says; ``None`` if it is about a program that its process does not run any more.
+    """What a file says; ``None`` if it is about a program that its process does not run any more, or says nothing yet.
 
     Raises:
         OSError: it cannot be read.
@@ -240,14 +252,17 @@ def _read(directory: int, name: str) -> PublishedProcess | None:
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             raise ValueError("it is not a file of this user")
         lines = file.read(MAX_BYTES).decode("utf-8", "replace").split("\n")
+    if len(lines) == 1:
+        return None  # its first line is being written
     head = _decode(lines[0])
     if head["format"] != FORMAT:
         raise ValueError(f"it has the format {head['format']!r}, this version of hookery reads {FORMAT}")
     if head["ended_at"] is None:
+        # Asked again: since the names were looked at, the number may have gone to another process.
         identity = identity_of(head["pid"])
-        if identity is None or identity.stack != head["stack"]:
+        if identity is None or (identity.start, identity.stack) != (head["start"], head["stack"]):
             return None
-    records = {fields["order"]: _record(fields) for fields in head["records"]}
+    records = {record.order: record for record in records_in(head["records"])}
     process = PublishedProcess(
         pid=head["pid"],
         start=head["start"],
@@ -263,17 +278,8 @@ def _read(directory: int, name: str) -> PublishedProcess | None:
     )
     for line in lines[1:-1]:  # after the last one that is complete there is what is being written, or nothing
         change = _decode(line)
-        records.update({fields["order"]: _record(fields) for fields in change["records"]})
+        records.update({record.order: record for record in records_in(change["records"])})
         for order in change["gone"]:
             records.pop(order, None)
         process = replace(process, published_at=change["published_at"])
     return replace(process, records=tuple(records[order] for order in sorted(records)))
-
-
-def _record(published: dict[str, Any]) -> HookRecord:
-    """A record, which another version may have written with more fields than there are here."""
-    known = {name: value for name, value in published.items() if name in _RECORD_FIELDS}
-    missing = _RECORD_FIELDS - COMMON.keys() - known.keys()
-    if missing:
-        raise ValueError(f"a record has no {sorted(missing)[0]}")
-    return HookRecord.of(known)

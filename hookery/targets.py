@@ -155,6 +155,28 @@ class Pending(NamedTuple):
     attribute: str | None = None
 
 
+class Survey(NamedTuple):
+    """What was found out about modules while several names were resolved in a row: which exist, and what names in them
+    wait for. Looking for a module costs more than everything else about a name that has to wait."""
+
+    specs: set[str]
+    waiting: dict[str, Pending]
+
+    def waits_for(self, name: str) -> Pending | None:
+        """What ``name`` waits for, if a name beside it was found to wait for a module that is still not imported."""
+        found = self.waiting.get(_beside(name))
+        return None if found is None or found.module in sys.modules else found
+
+
+def _beside(name: str) -> str:
+    """What is the same for names that wait for one module."""
+    module, colon, _ = name.partition(":")
+    if colon:
+        return module + colon
+    top = name.partition(".")[0]
+    return name.rpartition(".")[0] if top in sys.modules else top
+
+
 def validate_name(name: str) -> str:
     """Return ``name`` if it can name a target.
 
@@ -180,7 +202,7 @@ def may_concern(name: str, module: str) -> bool:
 
 
 def resolve(
-    name: str, *, eager: bool = False, completed: str | None = None, found_specs: set[str] | None = None
+    name: str, *, eager: bool = False, completed: str | None = None, survey: Survey | None = None
 ) -> Target | Pending:
     """Resolve ``name`` to a :class:`Target`, or say what it still waits for.
 
@@ -188,16 +210,18 @@ def resolve(
         eager: import what the name needs, and let lazy packages load the attribute.
         completed: a module whose code has just run to its end although the import system still has it as
             initializing (the moment at which import hooks fire).
-        found_specs: modules that exist, by what was seen while other names were resolved; added to. Looking for one
-            costs more than everything else about a name that has to wait.
+        survey: what was found out while other names were resolved; added to.
 
     Raises:
         TargetNotFoundError: some part of the name does not exist; the message names the part and the closest names.
         TypeError: the name leads to something that cannot be hooked.
     """
-    specs = set() if found_specs is None else found_specs
-    split = _split(name, specs, eager=eager, completed=completed)
+    survey = Survey(set(), {}) if survey is None else survey
+    if eager:
+        survey.waiting.clear()  # what is imported now may bind anything
+    split = _split(name, survey.specs, eager=eager, completed=completed)
     if isinstance(split, Pending):
+        survey.waiting[_beside(name)] = split
         return split
     module_name, module, parts = split
     if parts[0] not in _names(module) and not eager and _is_lazy(module):

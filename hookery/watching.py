@@ -64,13 +64,12 @@ def watch_imports() -> None:
     the attributes of lazy packages that are waited for."""
     modules = {patch.target.module for patch in patches.all_patches()}
     for registry in list(live):
-        for target in registry.live_targets():
-            modules.update(modules_to_watch(target))
+        modules |= modules_to_watch(registry.live_targets())
     if modules and _HANDS_DOWN not in sys.modules:
         modules.add(_HANDS_DOWN)
     _watcher.watch(frozenset(modules))
     attributes: dict[str, set[str]] = {}
     for hook in (hook for registry in list(live) for hook in registry.hooks()):
-        if hook.state is HookState.PENDING and hook.waits_for and hook.waits_for_attribute:
+        if hook.waits_for_attribute and hook.waits_for and hook.state is HookState.PENDING:
             attributes.setdefault(hook.waits_for, set()).add(hook.waits_for_attribute)
     _lazy_watcher.watch(attributes)

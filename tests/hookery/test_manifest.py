@@ -164,10 +164,12 @@ def test_a_target_that_is_missing_there_is_a_failure(modules_with_shop: Modules,
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"version": 99}', "no manifest of version 1 but of 99"),
-        ("[]", "no manifest of version 1 but of 'list'"),
-        ('{"version": 1, "plugins": [{}], "hooks": []}', "the manifest is damaged"),
-        ('{"version": 1, "plugins": []}', "the manifest is damaged"),
+        ('{"version": 99}', "no manifest of version 2 but of 99"),
+        ("[]", "no manifest of version 2 but of 'list'"),
+        ('{"version": 2, "plugins": [{}], "hooks": []}', "the manifest is damaged"),
+        ('{"version": 2, "plugins": []}', "the manifest is damaged"),
+        ('{"version": 2, "plugins": [], "hooks": [["shop.price", "after"]]}', "the manifest is damaged"),
+        ('{"version": 2, "plugins": [], "hooks": [{"target": "shop.price"}]}', "a hook is a list of its fields"),
         ("nonsense", "Expecting value"),
     ],
 )

@@ -7,7 +7,15 @@ import types
 
 import pytest
 
-from hookery import HookApplyError, HookRegistry, HookState, HookType, HookWarning, TargetNotFoundError
+from hookery import (
+    HookApplyError,
+    HookRegistry,
+    HookState,
+    HookType,
+    HookWarning,
+    MissedHookWarning,
+    TargetNotFoundError,
+)
 from tests.hookery.support import Modules
 
 SHOP = """
@@ -392,3 +400,38 @@ def test_a_metaclass_that_refuses_leaves_nothing_behind(
     assert shop.Frozen().f() == "plain"
     assert [record.state for record in registry.applied_hooks()] == ["reverted"]
     registry.apply_hooks()  # and nothing is left to fail again
+
+
+def test_names_that_are_resolved_together_wait_each_for_its_own_module(
+    modules: Modules, registry: HookRegistry
+) -> None:
+    functions = "def price(item): return item\ndef cost(item): return item"
+    source = f"{functions}\nclass Till:\n    def sell(self, item): return item"
+    modules.write(shop=source, depot__init="def find(item): return item", depot__shelf=source, depot__floor=source)
+    modules.write(market__init="", market__stall=source)
+    modules.load("depot")
+    waits = {
+        "shop.price": "shop",
+        "shop.Till.sell": "shop",
+        "shop:cost": "shop",
+        "market.stall.price": "market",
+        "market.stall.Till.sell": "market",
+        "market.stall:cost": "market.stall",
+        "depot.shelf.price": "depot.shelf",
+        "depot.floor.price": "depot.floor",
+        "depot.shelf.Till.sell": "depot.shelf",
+        "depot.floor:cost": "depot.floor",
+        "depot.find": None,
+    }
+    hooks = {name: registry.register(name, shout, HookType.AFTER) for name in waits}
+    missing = [registry.register(name, shout, HookType.AFTER) for name in ("nowhere.price", "nowhere.cost")]
+    with pytest.warns(MissedHookWarning, match="nowhere"):
+        registry.apply_hooks()
+    assert {name: hook.waits_for for name, hook in hooks.items()} == waits
+    assert [hook.state for hook in missing] == [HookState.MISSED, HookState.MISSED]
+    assert (modules.load("depot.shelf").price("tea"), hooks["depot.floor.price"].state) == (
+        "TEA",
+        HookState.PENDING,
+    )
+    assert (modules.load("market.stall").cost("tea"), modules.load("depot.floor").cost("tea")) == ("TEA", "TEA")
+    assert {hook.state for name, hook in hooks.items() if not name.startswith("shop")} == {HookState.APPLIED}

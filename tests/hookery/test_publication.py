@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pytest_mock import MockerFixture
 
 from hookery import asking, state_files
 from hookery.listing import HookRecord
@@ -128,6 +129,31 @@ class TestALiveProcess:
         assert process.parent == os.getpid()
         assert process.ended_at is None
 
+    def test_says_all_that_it_would_say_itself(self, start: Start) -> None:
+        program = start().run("import json, textwrap, warnings; warnings.simplefilter('ignore')")
+        program.run("""
+            from hookery import HookSource, state_files
+            class Text(textwrap.TextWrapper):
+                def wrap(self, text): return []
+            def fail(result, *args, **kwargs): raise OSError("full")
+            register('textwrap.dedent', reason='to see', priority=2, count=True)
+            register('textwrap.fill', source=HookSource('mine', 'dist', '1'))
+            register('textwrap.indent', HookType.REPLACE); register('wsgiref.util.guess_scheme')
+            register('textwrap.TextWrapper.wrap'); register('textwrap.nothing')
+            hookery.registry.register('textwrap.shorten', fail, HookType.AFTER, on_error='warn')
+            hookery.registry.register('textwrap.TextWrapper', Text, HookType.REPLACE)
+            hookery.registry.register('json.dumps', lambda *args, **kwargs: None, HookType.BEFORE)
+            hookery.registry.apply_hooks()
+            textwrap.dedent(''); textwrap.shorten('tea', 10)
+            hookery.registry.revert('textwrap.fill')
+            hookery.publish(unreached=False)
+            """)
+        program.run("""
+            (process,), unreadable = state_files.read_processes()
+            assert list(process.records) == hookery.applied_hooks(), (process.records, hookery.applied_hooks())
+            assert len(process.records) == 9 and not unreadable
+            """)
+
     def test_says_when_something_changes(self, start: Start) -> None:
         program = start().run("register('textwrap.dedent'); register('wsgiref.util.guess_scheme')")
         program.run("import textwrap; hookery.registry.apply_hooks()")
@@ -239,6 +265,41 @@ class TestTheEndOfAProcess:
         assert list(states.iterdir()) == []
         program.run("hookery.publish()")
         assert program.pid in published()
+
+    def test_nor_is_one_that_is_given_its_number_while_the_files_are_read(
+        self, start: Start, states: Path, mocker: MockerFixture
+    ) -> None:
+        start().run(APPLY)
+        (file,) = states.iterdir()
+        space, pid, started = file.stem.split("-")
+        earlier = str(int(started) - 1)
+        (states / f"{space}-{pid}-{earlier}.jsonl").write_text(
+            file.read_text().replace(f'"start": {started}', f'"start": {earlier}')
+        )
+        file.unlink()
+        # What has been seen to be the file of a living process is read when that has ended.
+        mocker.patch.object(state_files, "remove_litter", side_effect=lambda directory, names: names)
+        assert published() == {}
+
+    def test_a_process_that_has_the_number_of_a_dead_one_has_no_hooks_to_be_listed(
+        self, start: Start, states: Path, tmp_path: Path
+    ) -> None:
+        program = start().run(APPLY)
+        (file,) = states.iterdir()
+        program.kill()
+        space, _, started = file.stem.split("-")
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+            said = file.read_text().replace(f'"pid": {program.pid}', f'"pid": {other.pid}')
+            file.unlink()
+            (states / f"{space}-{other.pid}-{started}.jsonl").write_text(said)
+            command = [sys.executable, "-m", "hookery", "list", "--process", str(other.pid)]
+            listed = subprocess.run(
+                command, env=environment_of([], {}), cwd=tmp_path, capture_output=True, text=True, check=False
+            )
+            assert (listed.returncode, listed.stdout) == (1, "")
+            assert f"process {other.pid} has no hooks that can be seen here" in listed.stderr
+            assert list(states.iterdir()) == []
+            other.communicate(b"\n")
 
     def test_another_program_in_its_place_does_not_have_its_hooks(self, start: Start) -> None:
         program = start().run(APPLY)
@@ -454,7 +515,7 @@ class TestTheFolder:
         processes, unreadable = read_processes(ended=True)
         assert [process.pid for process in processes] == [program.pid]
         assert len(unreadable) == 5
-        assert any("it has the format 99, this version of hookery reads 1" in what for what in unreadable)
+        assert any("it has the format 99, this version of hookery reads 2" in what for what in unreadable)
         assert (states / "notes.txt").exists()
 
     def test_a_change_that_is_being_written_is_not_read_yet(self, start: Start, states: Path) -> None:

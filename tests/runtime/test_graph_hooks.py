@@ -1,4 +1,4 @@
-"""Hooks on graph runners: every seam takes one, and one that was recorded is told about."""
+"""Hooks on graph runners: one chooses sizes, and one that was recorded is told about."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ from hookery import HookRegistry, HookType
 from runtime.config import ServerArgs
 from runtime.core.request import Request
 from runtime.core.sampling_params import SamplingParams
-from runtime.entrypoints.engine import Engine
 from runtime.model_executor import input_buffers
 from runtime.model_executor.model_runner import ModelRunner
 from runtime.platforms.cpu import CpuSRTPlatform
 from runtime.plugins import recorded_hooks
-from runtime.plugins.graph_targets import GRAPH_TARGETS, When
 from tests.runtime.tape_backend import TapeGraphBackend
 
 MODEL_FORWARD = "runtime.models.decoder.CausalLM.forward"
@@ -70,43 +68,6 @@ def hook(*targets: str) -> None:
 
 def calls() -> dict[str, int]:
     return {record.target: record.calls or 0 for record in hookery.applied_hooks()}
-
-
-@pytest.mark.parametrize("prefill", ["breakable", "piecewise"])
-def test_every_seam_runs_its_hooks_when_it_says(llama_checkpoint: Path, prefill: str) -> None:
-    other = "Piecewise" if prefill == "breakable" else "Breakable"
-    targets = [target for target in GRAPH_TARGETS if other not in target.name]
-    assert len(targets) == len({target.name for target in targets})
-    hook(*(target.name for target in targets))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", recorded_hooks.RecordedHookWarning)
-        runner = make_runner(llama_checkpoint, decode_graph="on", prefill_graph=prefill)
-    at_capture = calls()
-    run(runner)
-    at_replay = calls()
-    for target in targets:
-        if target.when is When.CAPTURE:
-            assert 0 < at_capture[target.name] == at_replay[target.name], target
-        else:
-            assert at_capture[target.name] < at_replay[target.name], target
-
-
-@pytest.mark.slow
-def test_every_seam_runs_its_hooks_in_a_spawned_scheduler(llama_checkpoint: Path) -> None:
-    with Engine(
-        str(llama_checkpoint),
-        decode_graph="on",
-        prefill_graph="breakable",
-        graph_backend="plain",
-        decode_graph_sizes=(2,),
-        prefill_graph_sizes=(4,),
-        plugins=("tests.runtime.graph_hooks_plugin",),
-    ) as engine:
-        engine.generate(input_ids=[[5, 6, 7, 8]], sampling_params=SamplingParams(max_new_tokens=3))
-        records = {record.target: record for record in engine.applied_hooks()["scheduler"]}
-    targets = [target.name for target in GRAPH_TARGETS if "Piecewise" not in target.name]
-    assert records.keys() == set(targets)
-    assert [name for name, record in records.items() if not record.calls] == []
 
 
 def test_a_hook_chooses_the_sizes(llama_checkpoint: Path) -> None:
