@@ -27,10 +27,12 @@ def _of_runner(
         replay: when what a replay consists of runs.
         **own: what makes this class of runners alone, and what it is for.
     """
+    before = capture if capture == scheduler(When.EVENT) else scheduler(When.ONCE)
     moments = {role: capture.get(role, frozenset()) | replay[role] for role in replay}
     cls = f"{_EXECUTOR}.{module}.{name}"
     return [
         *members(f"{_EXECUTOR}.{module}", capture, **{name: "the graph runner: REPLACE it by a subclass"}),
+        *members(cls, before, check_device="whether the device can record, before a model is loaded"),
         *members(
             cls,
             capture,

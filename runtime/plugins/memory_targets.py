@@ -13,6 +13,7 @@ MEMORY_TARGETS = (
         "runtime.mem_cache.pool_selection",
         scheduler(When.ONCE),
         resolve_kv_pool_cls="which class the KV pool is of",
+        check_in_tree_pool="whether the runtime's own pool works on the device, where the platform brings none",
         num_kv_slots="how many slots it has",
         create_kv_pool="the pool, as it is made",
         resolve_allocator_cls="which class hands out slots",

@@ -96,7 +96,7 @@ PLATFORM_TARGETS = (
     ),
     *members(
         _PLATFORM,
-        scheduler(When.CAPTURE),
+        scheduler(When.ONCE, When.CAPTURE),
         get_graph_backends="the ways there are to record a step",
     ),
     *members(

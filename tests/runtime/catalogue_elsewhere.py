@@ -101,8 +101,8 @@ ELSEWHERE = MappingProxyType(
             [f"{_PLATFORM}.get_compile_backend", _PIECEWISE],
             _at(
                 _PIECEWISE,
-                "make_backend choose_capture_sizes build_registry make_recorder capture_keys capture capture_one"
-                " step_for fill build_replay_fb_view replay logits_of init_replay_metadata record addresses"
+                "check_device make_backend choose_capture_sizes build_registry make_recorder capture_keys capture"
+                " capture_one step_for fill build_replay_fb_view replay logits_of init_replay_metadata record addresses"
                 " check_addresses can_run key_for",
             ),
         ),
