@@ -20,7 +20,8 @@ class HookRecord:
     program go on. ``overridden_by`` names what overrides the target in subclasses without this hook on it: the hook
     runs there only if the override calls the target. ``unreached``, who still holds the original and so calls past the
     hook, is ``None`` unless it was asked for. ``local`` says why the hook stays in this process, where child processes
-    do not get it; ``absent_in`` names the child processes that do not have it, each with the reason.
+    do not get it; ``absent_in`` names the child processes that do not have it, each with the reason. ``notes`` is what
+    the program has to say of it (:meth:`hookery.HookRegistry.add_note`).
     """
 
     target: str
@@ -44,9 +45,11 @@ class HookRecord:
     unreached: tuple[str, ...] | None = None
     local: str | None = None
     absent_in: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "absent_in", tuple(self.absent_in))
+        object.__setattr__(self, "notes", tuple(self.notes))
         object.__setattr__(self, "overridden_by", tuple(self.overridden_by))  # JSON makes lists of them
         if self.unreached is not None:
             object.__setattr__(self, "unreached", tuple(self.unreached))
@@ -83,6 +86,7 @@ COMMON: Mapping[str, Any] = {
     "unreached": None,
     "local": None,
     "absent_in": (),
+    "notes": (),
 }
 """The fields that most records have in common: what a child process says while it starts is mostly that."""
 
@@ -139,6 +143,8 @@ def uncommon_fields(
         found["overridden_by"] = overridden_by
     if absent_in:
         found["absent_in"] = absent_in
+    if hook.notes:
+        found["notes"] = hook.notes
     return found
 
 
@@ -183,6 +189,7 @@ def table_of(records: Mapping[str, Sequence[HookRecord]]) -> tuple[list[tuple[st
             rows.append((process, record.target, record.type.upper(), hook, source, record.state, ran, calls))
             if record.detail:
                 notes.append(f"{process}: {hook} is {record.state}: {record.detail}")
+            notes += [f"{process}: {hook} {note}" for note in record.notes]
             for address in record.overridden_by:
                 notes.append(f"{process}: {hook} is not on {address}, which overrides {record.target}")
             for child in record.absent_in:

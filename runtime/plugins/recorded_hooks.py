@@ -6,16 +6,14 @@ hook looks alive and never runs again.
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import hookery
 
-_recorded: dict[tuple[str, str], str] = {}
 # How often each hook had run when the recording began or was last gone on with; None while nothing is recorded.
-_before: dict[tuple[str, str], int] | None = None
+_before: dict[hookery.Hook, int] | None = None
 
 
 class RecordedHookWarning(UserWarning):
@@ -24,7 +22,8 @@ class RecordedHookWarning(UserWarning):
 
 @contextmanager
 def watched(recorder: str) -> Iterator[None]:
-    """A context in which a step is recorded by `recorder`; hooks that run in it are warned about and remembered.
+    """A context in which a step is recorded by `recorder`. Hooks that run in it are warned about, and every listing of
+    the process's hooks says so of them, `hookery ps` and `hookery list --process` included.
 
     Needs counting (`hookery.registry.counting`), which every process of the runtime has switched on.
     """
@@ -35,9 +34,14 @@ def watched(recorder: str) -> Iterator[None]:
         inside = _ran()
     finally:
         _before = None
-    for target, hook in inside:
-        _recorded[target, hook] = recorder
-        warnings.warn(f"{hook} on {target} {_explanation(recorder)}", RecordedHookWarning, stacklevel=3)
+    note = (
+        f"is in a step that {recorder} has recorded: it ran at capture and does not run at replay; hook what runs at"
+        " every step, or switch the graph runner off"
+    )
+    for hook in inside:
+        if note not in hook.notes:
+            hookery.registry.add_note(hook, note)
+            warnings.warn(f"{hook.function_name} on {hook.target} {note}", RecordedHookWarning, stacklevel=3)
 
 
 @contextmanager
@@ -52,31 +56,14 @@ def left() -> Iterator[None]:
         yield
     finally:
         # What has run in the recording so far must still show at its end.
-        _before = {key: calls - (key in inside) for key, calls in _calls().items()}
+        _before = {hook: calls - (hook in inside) for hook, calls in _calls().items()}
 
 
-def annotated(records: Sequence[hookery.HookRecord]) -> list[hookery.HookRecord]:
-    """`records`, those of hooks that were recorded saying so in their detail."""
-    return [
-        dataclasses.replace(record, detail="; ".join(filter(None, (record.detail, _explanation(recorder)))))
-        if (recorder := _recorded.get((record.target, record.hook))) is not None
-        else record
-        for record in records
-    ]
-
-
-def _ran() -> set[tuple[str, str]]:
-    """The hooks that have run in the recording, and were not known to."""
+def _ran() -> list[hookery.Hook]:
+    """The hooks that have run in the recording so far."""
     before = _before or {}
-    return {key for key, calls in _calls().items() if calls > before.get(key, 0) and key not in _recorded}
+    return [hook for hook, calls in _calls().items() if calls > before.get(hook, 0)]
 
 
-def _calls() -> dict[tuple[str, str], int]:
-    return {(record.target, record.hook): record.calls or 0 for record in hookery.applied_hooks()}
-
-
-def _explanation(recorder: str) -> str:
-    return (
-        f"is in a step that {recorder} has recorded: it ran at capture and does not run at replay; hook what runs at"
-        " every step, or switch the graph runner off"
-    )
+def _calls() -> dict[hookery.Hook, int]:
+    return {hook: hook.calls for hook in hookery.registry.hooks()}

@@ -161,11 +161,27 @@ class TestRecords:
             "reason": "because",
             "ran": False,
             "calls": None,
+            "notes": [],
         }
         assert expected.items() <= record.to_dict().items()
         assert list(record.to_dict()) == [field.name for field in dataclasses.fields(record)]
         assert json.loads(json.dumps(record.to_dict())) == record.to_dict()
         assert hookery.HookRecord(**record.to_dict()) == record
+
+    def test_a_program_can_say_something_of_a_hook(self, shop: types.ModuleType, registry: HookRegistry) -> None:
+        hook = registry.register("shop.price", note, HookType.BEFORE)
+        registry.apply_hooks()
+        for _ in range(2):
+            registry.add_note(hook, "runs at noon only")
+        registry.add_note(hook, "is slow")
+        (record,) = registry.applied_hooks()
+        assert record.notes == ("runs at noon only", "is slow")
+        assert hookery.HookRecord(**json.loads(json.dumps(record.to_dict()))) == record
+        table = hookery.format_table({"main": [record]}).splitlines()
+        assert table[-2:] == ["main: note runs at noon only", "main: note is slow"]
+        assert "; runs at noon only; is slow" in str(registry.explain("shop.price"))
+        with pytest.raises(hookery.HookError, match=r"BEFORE .*note on shop\.price: it is not registered here"):
+            HookRegistry().add_note(hook, "unknown")
 
     def test_they_come_in_the_order_of_registration(self, shop: types.ModuleType, registry: HookRegistry) -> None:
         for target in ("shop.price", "elsewhere.price", "shop.Till.sell"):

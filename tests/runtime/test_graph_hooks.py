@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from pytest_mock import MockerFixture
 
 import hookery
-from hookery import HookRegistry, HookType
+from hookery import HookRegistry, HookType, state_files
 from runtime.config import ServerArgs
 from runtime.core.request import Request
 from runtime.core.sampling_params import SamplingParams
@@ -35,12 +36,11 @@ def surroundings(mocker: MockerFixture) -> Iterator[None]:
     backends = {"tape": TapeGraphBackend, **CpuSRTPlatform().get_graph_backends()}
     mocker.patch.object(CpuSRTPlatform, "get_graph_backends", return_value=backends)
     mocker.patch.object(CpuSRTPlatform, "get_compile_backend", return_value="eager")
-    mocker.patch.dict(recorded_hooks._recorded, clear=True)
     mocker.patch.object(hookery.registry, "counting", True)
     input_buffers.forget_shared_buffers()
     torch.compiler.reset()
     yield
-    hookery.registry.revert()
+    hookery.registry.reset()
     input_buffers.forget_shared_buffers()
 
 
@@ -66,6 +66,10 @@ def hook(*targets: str) -> None:
     for target in targets:
         hookery.registry.register(target, passing, HookType.BEFORE)
     hookery.registry.apply_hooks(strict=True)
+
+
+def notes(records: Iterable[hookery.HookRecord]) -> dict[str, tuple[str, ...]]:
+    return {record.target: record.notes for record in records}
 
 
 def calls() -> dict[str, int]:
@@ -138,11 +142,14 @@ class TestRecordedHooks:
         after = calls()
         assert after[MODEL_FORWARD] == before[MODEL_FORWARD] + 1, "the prompt; the decode was a replay"
         assert after[REPLAY] == before[REPLAY] + 1
-        details = {r.target: r.detail for r in recorded_hooks.annotated(hookery.applied_hooks())}
-        assert "CudaGraphRunner has recorded" in details[MODEL_FORWARD]
-        assert details[FILTER] == details[REPLAY] == ""
-        table = hookery.format_table({"scheduler": recorded_hooks.annotated(hookery.applied_hooks())})
-        assert "does not run at replay" in table
+        noted = notes(hookery.applied_hooks())
+        (note,) = noted[MODEL_FORWARD]
+        assert note.startswith("is in a step that CudaGraphRunner has recorded")
+        assert noted[FILTER] == noted[REPLAY] == ()
+        assert f"passing {note}" in hookery.format_table({"scheduler": hookery.applied_hooks()})
+        processes, _ = state_files.read_processes()
+        (this,) = (process for process in processes if process.pid == os.getpid())
+        assert notes(this.records)[MODEL_FORWARD] == (note,), "what `hookery list --process` shows"
 
     def test_a_hook_where_the_recording_is_left_is_not(self, llama_checkpoint: Path) -> None:
         hook(ATTENTION)
@@ -157,7 +164,8 @@ class TestRecordedHooks:
         hook(ATTENTION, "runtime.layers.linear.Linear.forward_add")
         with pytest.warns(recorded_hooks.RecordedHookWarning, match="forward_add is in a step that Breakable"):
             make_runner(llama_checkpoint, prefill_graph="breakable")
-        assert {target for target, _ in recorded_hooks._recorded} == {"runtime.layers.linear.Linear.forward_add"}
+        noted = {target for target, said in notes(hookery.applied_hooks()).items() if said}
+        assert noted == {"runtime.layers.linear.Linear.forward_add"}
 
     def test_nothing_is_recorded_where_steps_run_again(self, llama_checkpoint: Path) -> None:
         hook(MODEL_FORWARD)
@@ -167,5 +175,4 @@ class TestRecordedHooks:
         before = calls()[MODEL_FORWARD]
         run(runner)
         assert calls()[MODEL_FORWARD] == before + 2
-        assert not recorded_hooks._recorded
-        assert all(not record.detail for record in recorded_hooks.annotated(hookery.applied_hooks()))
+        assert notes(hookery.applied_hooks()) == {MODEL_FORWARD: ()}
