@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
@@ -170,7 +171,7 @@ class BucketedGraphRunner(GraphRunner):
         step = self.step_for(key)
         if self.compiles or self.backend.compiles:
             step = _compiled(step)
-        step = self._with_recorder(step)
+        step = functools.partial(self.run_recorded, step)
         for _ in range(WARM_UPS):
             output = step()
             platforms.current_platform.synchronize()
@@ -243,15 +244,10 @@ class BucketedGraphRunner(GraphRunner):
                 " that recorded steps read, and do not replace them"
             )
 
-    def _with_recorder(self, step: Step) -> Step:
-        if self.recorder is None:
-            return step
-
-        def run() -> torch.Tensor:
-            with recording.recorded_by(self.recorder):
-                return step()
-
-        return run
+    def run_recorded(self, step: Step) -> torch.Tensor:
+        """Run a step, its layers being told who records."""
+        with recording.recorded_by(self.recorder):
+            return step()
 
 
 def _compiled(step: Step) -> Step:

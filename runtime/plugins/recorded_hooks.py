@@ -12,9 +12,6 @@ from contextlib import contextmanager
 
 import hookery
 
-# How often each hook had run when the recording began or was last gone on with; None while nothing is recorded.
-_before: dict[hookery.Hook, int] | None = None
-
 
 class RecordedHookWarning(UserWarning):
     """A hook sits in a step that was recorded, and does not run when that is replayed."""
@@ -27,13 +24,9 @@ def watched(recorder: str) -> Iterator[None]:
 
     Needs counting (`hookery.registry.counting`), which every process of the runtime has switched on.
     """
-    global _before
-    _before = _calls()
-    try:
-        yield
-        inside = _ran()
-    finally:
-        _before = None
+    before = _calls()
+    yield
+    inside = [hook for hook, calls in _calls().items() if calls > before.get(hook, 0)]
     note = (
         f"is in a step that {recorder} has recorded: it ran at capture and does not run at replay; hook what runs at"
         " every step, or switch the graph runner off"
@@ -42,27 +35,6 @@ def watched(recorder: str) -> Iterator[None]:
         if note not in hook.notes:
             hookery.registry.add_note(hook, note)
             warnings.warn(f"{hook.function_name} on {hook.target} {note}", RecordedHookWarning, stacklevel=3)
-
-
-@contextmanager
-def left() -> Iterator[None]:
-    """A context in which the recording is left: hooks that run in it alone run at each replay too."""
-    global _before
-    if _before is None:
-        yield
-        return
-    inside = _ran()
-    try:
-        yield
-    finally:
-        # What has run in the recording so far must still show at its end.
-        _before = {hook: calls - (hook in inside) for hook, calls in _calls().items()}
-
-
-def _ran() -> list[hookery.Hook]:
-    """The hooks that have run in the recording so far."""
-    before = _before or {}
-    return [hook for hook, calls in _calls().items() if calls > before.get(hook, 0)]
 
 
 def _calls() -> dict[hookery.Hook, int]:
