@@ -6,6 +6,7 @@ notes what is done between `begin` and `end` and can do it again without Python;
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,7 +89,10 @@ class DeviceGraphBackend(GraphBackend):
     """
 
     records = True
-    _pool: ClassVar[Any] = None
+    _graphs: ClassVar[weakref.WeakSet[Any]]
+
+    def __init_subclass__(cls) -> None:
+        cls._graphs = weakref.WeakSet()
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -117,14 +121,15 @@ class DeviceGraphBackend(GraphBackend):
 
     def begin(self) -> None:
         """See `GraphBackend.begin`."""
-        self._graph = self.new_graph(type(self)._pool)
+        # A pool lives as long as one of its graphs does; one that has ended cannot be taken up again.
+        pool = next((graph.pool() for graph in self._graphs), None)
+        self._graph = self.new_graph(pool)
 
     def end(self) -> Callable[[], None]:
         """See `GraphBackend.end`."""
         graph, self._graph = self._graph, None
         graph.capture_end()
-        # Whichever graph was first: the pool lives as long as one of its graphs does.
-        type(self)._pool = graph.pool()
+        self._graphs.add(graph)
         replay: Callable[[], None] = graph.replay
         return replay
 
