@@ -21,7 +21,7 @@ class HookRecord:
     runs there only if the override calls the target. ``unreached``, who still holds the original and so calls past the
     hook, is ``None`` unless it was asked for. ``local`` says why the hook stays in this process, where child processes
     do not get it; ``absent_in`` names the child processes that do not have it, each with the reason. ``notes`` is what
-    the program has to say of it (:meth:`hookery.HookRegistry.add_note`).
+    the program has to say of it (:func:`hookery.add_note`).
     """
 
     target: str

@@ -150,8 +150,7 @@ class HookRegistry:
             alike.append(new)
             watching.live.setdefault(self)
             if older is not None and older.state is not HookState.REVERTED:
-                new.order, new.state, new.detail = older.order, older.state, older.detail
-                new.notes = older.notes
+                new.order, new.state, new.detail, new.notes = older.order, older.state, older.detail, older.notes
                 try:
                     patches.swap(older, new)
                 except TypeError:  # what it has become does not fit; applying says so
@@ -408,25 +407,6 @@ class HookRegistry:
                 for hook in hooks
                 if hook not in not_shown
             ]
-
-    def add_note(self, hook: Hook, note: str) -> None:
-        """Let every listing of the process's hooks say something of ``hook`` that only the program knows: its records
-        (:attr:`HookRecord.notes <hookery.HookRecord.notes>`), the table, and what other processes are told of it.
-
-        Args:
-            hook: one of :meth:`hooks`.
-            note: what follows its name, such as ``"runs at start only"``; said twice it is said once.
-
-        Raises:
-            HookError: the hook is not of this registry.
-        """
-        with patches.lock:
-            if hook not in self._hooks:
-                raise HookError(f"no note can be added to {hook.describe()}: it is not registered here")
-            if note in hook.notes:
-                return
-            hook.notes = (*hook.notes, note)
-        self._tell_observers()
 
     def why_local(self, hook: Hook) -> str | None:
         """Why ``hook`` stays in this process, or ``None`` if child processes have it too."""

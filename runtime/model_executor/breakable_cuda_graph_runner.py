@@ -19,6 +19,7 @@ from runtime.model_executor import capture_sizes, cuda_graph_buffer_registry, in
 from runtime.model_executor.bucketed_graph_runner import BucketedGraphRunner, ShapeKey, Step
 from runtime.model_executor.cuda_graph_buffer_registry import CudaGraphBufferRegistry
 from runtime.platforms.graph_backend import GraphBackend
+from runtime.plugins import recorded_hooks
 from runtime.sampling import logits_processor
 
 MAX_PADDING = 2
@@ -69,9 +70,10 @@ class BreakRecorder:
         size = tensors[0].shape[0]
         number, self._breaks = self._breaks, self._breaks + 1
         if self.parts is None:
-            out = function(*_first_tokens(args, self.num_tokens))
-            if self.backend.records:
-                self._make_room(number, size, tensors, out)
+            with recorded_hooks.left():
+                out = function(*_first_tokens(args, self.num_tokens))
+                if self.backend.records:
+                    self._make_room(number, size, tensors, out)
             return out if out.shape[0] == size else torch.cat((out, out.new_zeros(size - out.shape[0], *out.shape[1:])))
         places = {id(tensor): self.buffers[_key(i, tensor)][:size] for i, tensor in enumerate(tensors)}
         for tensor in tensors:

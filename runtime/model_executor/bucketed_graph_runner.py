@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 WARM_UPS = 2
 """How often a step runs before it is recorded: libraries that choose or allocate at first use have then done so."""
 
+COMPILED_ENTRIES = 1 << 16
+"""How often a function may be compiled: sizes times layers."""
+
 Step = Callable[[], torch.Tensor]
 
 
@@ -168,19 +171,26 @@ class BucketedGraphRunner(GraphRunner):
 
     def capture_one(self, key: ShapeKey) -> Step:
         """Warm the step of one shape up and record it."""
-        step = self.step_for(key)
+        name = type(self).__qualname__
+        step, warm_ups = self.step_for(key), WARM_UPS - 1
+        # As it is written at first: what is made at first use is made before a compiler looks, and hooks are seen.
+        with recorded_hooks.noticed() as hooks:
+            output = self.run_recorded(step)
         if self.compiles or self.backend.compiles:
-            step = _compiled(step)
+            recorded_hooks.will_be_compiled(hooks, name)
+            step, warm_ups = _compiled(step, whole=self.recorder is None or not self.recorder.breaks), WARM_UPS
         step = functools.partial(self.run_recorded, step)
-        for _ in range(WARM_UPS):
-            output = step()
+        for _ in range(warm_ups):
             platforms.current_platform.synchronize()
+            output = step()
+        platforms.current_platform.synchronize()
         if not self.backend.records:
             return step
         if self._output is None or self._output.shape[0] < output.shape[0]:
             self._output = torch.zeros_like(output)
         output = self._output[: output.shape[0]]
         replay = self.record(step, output)
+        recorded_hooks.were_recorded(hooks, name)
 
         def run() -> torch.Tensor:
             replay()
@@ -190,14 +200,13 @@ class BucketedGraphRunner(GraphRunner):
 
     def record(self, step: Step, output: torch.Tensor) -> Callable[[], None]:
         """Record `step` with a copy of what it gives to `output`; what is returned does that again."""
-        with recorded_hooks.watched(type(self).__qualname__):
-            self.backend.begin()
-            try:
-                output.copy_(step())
-            except BaseException:
-                self.backend.abort()
-                raise
-            return self.backend.end()
+        self.backend.begin()
+        try:
+            output.copy_(step())
+        except BaseException:
+            self.backend.abort()
+            raise
+        return self.backend.end()
 
     def replay(self, batch: ForwardBatch) -> torch.Tensor:
         """See `GraphRunner.replay`.
@@ -250,11 +259,18 @@ class BucketedGraphRunner(GraphRunner):
             return step()
 
 
-def _compiled(step: Step) -> Step:
+def _compiled(step: Step, whole: bool) -> Step:
+    """The step, compiled. One that is `whole` is an error if there is something in it that cannot be: torch would run
+    that part as it is written."""
     backend: Any = platforms.current_platform.get_compile_backend()
-    compiled: Step = torch.compile(_with_own_code(step), backend=backend, dynamic=False)
-    # Layers that are compiled one by one are told apart by what they are: one entry for each of them and each size.
-    return torch._dynamo.config.patch(recompile_limit=1 << 16, accumulated_recompile_limit=1 << 16)(compiled)
+    compiled: Step = torch.compile(_with_own_code(step), backend=backend, dynamic=False, fullgraph=whole)
+    # Layers that are compiled one by one are told apart by what they are: one entry for each of them and each size. At
+    # the limit torch would run them as they are written, and only log that.
+    return torch._dynamo.config.patch(
+        recompile_limit=COMPILED_ENTRIES,
+        accumulated_recompile_limit=COMPILED_ENTRIES,
+        fail_on_recompile_limit_hit=True,
+    )(compiled)
 
 
 def _with_own_code(step: Any) -> Step:

@@ -142,7 +142,7 @@ class TestALiveProcess:
 
     def test_says_what_the_program_says_of_a_hook(self, start: Start) -> None:
         program = start().run("import textwrap; register('textwrap.dedent'); hookery.registry.apply_hooks()")
-        program.run("hookery.registry.add_note(hookery.registry.hooks()[0], 'runs at start only')")
+        program.run("hookery.add_note(hookery.registry.hooks()[0], 'runs at start only')")
         assert hooks_of(published()[program.pid])["textwrap.dedent"].notes == ("runs at start only",)
 
     def test_says_nothing_without_hooks(self, start: Start, states: Path) -> None:

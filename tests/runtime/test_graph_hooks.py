@@ -167,6 +167,33 @@ class TestRecordedHooks:
         noted = {target for target, said in notes(hookery.applied_hooks()).items() if said}
         assert noted == {"runtime.layers.linear.Linear.forward_add"}
 
+    @pytest.mark.parametrize(
+        "graphs", [{"decode_graph": "on", "graph_backend": "compiled"}, {"prefill_graph": "piecewise"}]
+    )
+    def test_a_hook_in_what_is_compiled_is_not_counted(
+        self, llama_checkpoint: Path, mocker: MockerFixture, graphs: dict[str, Any]
+    ) -> None:
+        # A step that counts is another step each time, and would be compiled anew for each token.
+        compiled = []
+
+        def compiler(graph: torch.fx.GraphModule, example_inputs: Any) -> Any:
+            compiled.append(graph)
+            return graph
+
+        mocker.patch.object(CpuSRTPlatform, "get_compile_backend", return_value=compiler)
+        norm = "runtime.layers.layernorm.RMSNorm.forward"
+        hook(norm, REPLAY, ATTENTION)
+        runner = make_runner(llama_checkpoint, **{"graph_backend": "plain"} | graphs)
+        at_capture, counted = len(compiled), calls()
+        for _ in range(2):
+            run(runner)
+        assert len(compiled) == at_capture > 0
+        (record,) = (record for record in hookery.applied_hooks() if record.target == norm)
+        assert (record.ran, record.calls) == (True, None)
+        assert record.notes[0].endswith("GraphRunner has compiled: its calls are not counted")
+        seen = REPLAY if "decode_graph" in graphs else ATTENTION
+        assert calls()[seen] > counted[seen], "where the step is left, hooks are counted as ever"
+
     def test_nothing_is_recorded_where_steps_run_again(self, llama_checkpoint: Path) -> None:
         hook(MODEL_FORWARD)
         with warnings.catch_warnings():
