@@ -154,10 +154,12 @@ class BucketedGraphRunner(GraphRunner):
                 self.registry.reset_for_capture()
                 try:
                     self.recorded[key] = self.capture_one(key)
-                except RuntimeError as error:  # torch's errors, what a device says of a forbidden operation included
+                # Torch's errors, what a device says of a forbidden operation included, but for one of its compiler's.
+                except (RuntimeError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+                    what = " ".join(str(error).split())[:400]
                     raise ConfigError(
                         f"{type(self).__qualname__} cannot record a step of {key} with"
-                        f" {type(self.backend).__qualname__}: {error}; choose smaller sizes or another graph_backend,"
+                        f" {type(self.backend).__qualname__} ({what}); choose smaller sizes or another graph_backend,"
                         " or switch the graph runner off"
                     ) from error
         logger.info(
