@@ -147,7 +147,7 @@ class BreakableCudaGraphRunner(BucketedGraphRunner):
         # Decodes share a step with prompts.
         most = prompts + self.model_runner.max_running_requests
         sizes = capture_sizes.prefill_capture_sizes(most, chosen=args.prefill_graph_sizes)
-        return capture_sizes.filter_for_gather(sizes, capture_sizes.size_multiple(capture_sizes.row_alignment()))
+        return self.aligned(sizes)
 
     def build_registry(self) -> CudaGraphBufferRegistry:
         """See `build_prefill_registry`."""
@@ -156,6 +156,7 @@ class BreakableCudaGraphRunner(BucketedGraphRunner):
             max_bs=self.model_runner.max_running_requests,
             max_num_token=self.capture_sizes[-1],
             share_pool=platforms.current_platform.capabilities.share_input_buffers,
+            **self.gather_options(),
         )
 
     def make_backend(self) -> GraphBackend:

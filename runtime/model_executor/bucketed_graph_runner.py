@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from runtime.config import GRAPH_CHECK_ENV
 from runtime.core.errors import ConfigError, EngineError
 from runtime.core.forward_batch import ForwardBatch
 from runtime.layers import recording
+from runtime.model_executor import capture_sizes
 from runtime.model_executor.cuda_graph_buffer_registry import CudaGraphBufferRegistry
 from runtime.model_executor.graph_runner import GraphRunner, RecordableRunner
 from runtime.platforms.graph_backend import GraphBackend
@@ -69,6 +70,8 @@ class BucketedGraphRunner(GraphRunner):
 
     compiles: ClassVar[bool] = False
     """Steps are compiled whatever the backend."""
+    rows_per_unit: ClassVar[int] = 1
+    """Rows that a unit of the size has: a request brings one token, and a token is one."""
 
     def __init__(self, model_runner: RecordableRunner) -> None:
         super().__init__(model_runner)
@@ -123,6 +126,30 @@ class BucketedGraphRunner(GraphRunner):
         """[B, vocab] logits from what the step gave."""
 
     # What they share.
+
+    def parallel_sizes(self) -> capture_sizes.ParallelSizes:
+        """How ranks share the rows of a step. There is one rank, so that nothing reads the counts that more ranks would
+        have among the input buffers; a runner for more says so here."""
+        return capture_sizes.ParallelSizes()
+
+    def aligned(self, sizes: Iterable[int]) -> list[int]:
+        """`sizes` as the rows of a step must be, see `capture_sizes.filter_for_gather`."""
+        return capture_sizes.filter_for_gather(
+            sizes, capture_sizes.size_multiple(self.parallel_sizes().alignment(), self.rows_per_unit)
+        )
+
+    def gather_options(self) -> dict[str, Any]:
+        """What a registry has to know of the ranks that share rows: keyword arguments of `build_decode_registry`."""
+        sizes = self.parallel_sizes()
+        gathered = sizes.gathered_buffer()
+        return {
+            "enable_num_token_non_padded": gathered,
+            "require_gathered_buffer": gathered,
+            "require_mlp_tp_gather": sizes.mlp_tp_gather(),
+            "dp_size": sizes.dp_size,
+            "attn_tp_size": sizes.attn_tp_size,
+            "attn_tp_rank": sizes.attn_tp_rank,
+        }
 
     def make_backend(self) -> GraphBackend:
         """The way to record that was asked for, or the platform's first."""
