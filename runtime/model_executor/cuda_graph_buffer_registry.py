@@ -275,8 +275,9 @@ class CudaGraphBufferRegistry:
             tail.fill_(value)
         for destinations, sources in copies:
             torch._foreach_copy_(destinations, sources)
-        if plan.is_new:
-            plan.is_new, plan.vectors = False, self._vectors(plan, forward_batch)
+        plan.fills += 1
+        if plan.fills == 2:  # prompts seldom come in the same sizes again
+            plan.vectors = self._vectors(plan, forward_batch)
 
     @staticmethod
     def _copies(

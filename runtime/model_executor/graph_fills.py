@@ -24,7 +24,7 @@ class FillPlan:
     heads: list[tuple[GraphSlot, torch.Tensor]] = field(default_factory=list)
     post_fills: list[tuple[GraphSlot, torch.Tensor]] = field(default_factory=list)
     vectors: VectorCopies | None = None
-    is_new: bool = True
+    fills: int = 0
 
 
 class VectorCopies:

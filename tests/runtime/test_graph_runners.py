@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
@@ -198,20 +199,21 @@ class TestCapture:
         assert "break 0 (4, 16) torch.float32" in prefill.addresses()
 
     def test_the_breaks_read_what_holds_at_replay(self, family: Callable[[str], Path], mocker: MockerFixture) -> None:
-        runner = make_runner(family("llama"), prefill_graph="breakable")
-        seen = []
-        backend = runner.attention_backend
-        real = backend.forward
-
-        def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer_id: int) -> torch.Tensor:
-            seen.append((q.shape[0], layer_id))
-            return real(q, k, v, layer_id)
-
-        # The bound method was taken at capture: what it reads of the backend must be of now.
-        mocker.patch.object(backend, "config", dataclasses.replace(backend.config))
-        generate(runner, [[random_prompts((13,), vocab_size=100)[0]]], 1)
-        assert [metadata.extends[0].length for metadata in backend.layer_metadata] == [13] * 3  # type: ignore[attr-defined]
-        assert seen == []
+        runner, plain = make_runner(family("llama"), prefill_graph="breakable"), make_runner(family("llama"))
+        arrivals = [random_prompts((13,), vocab_size=100)]
+        as_captured = generate(runner, arrivals, 1)
+        backend: Any = runner.attention_backend
+        assert [metadata.extends[0].length for metadata in backend.layer_metadata] == [13] * 3
+        # What the layers read of the backend changes: a scale, and which pool keeps keys and values.
+        for each in (runner, plain):
+            mocker.patch.object(each.attention_backend, "scale", 40.0)
+            mocker.patch.object(each.attention_backend, "kv_pool", copy.deepcopy(each.token_to_kv_pool))
+        assert generate(runner, arrivals, 1) == generate(plain, arrivals, 1) != as_captured
+        written = [
+            pool.storage()[0].abs().sum(dim=(1, 2)).nonzero().numel()
+            for pool in (runner.attention_backend.kv_pool, plain.attention_backend.kv_pool)
+        ]
+        assert written[0] >= written[1] == 13
 
     def test_what_asks_the_device_is_left_out_or_done_without(
         self, family: Callable[[str], Path], mocker: MockerFixture
