@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hookery import registry as registry_module
@@ -30,6 +30,7 @@ def load_plugins(
     *,
     modules: Sequence[str] = (),
     names: Iterable[str] | None = None,
+    except_distributions: Collection[str] = (),
     registry: HookRegistry | None = None,
     strict: bool = False,
     eager: bool = False,
@@ -44,17 +45,20 @@ def load_plugins(
         modules: plugin modules to load by dotted name, after the installed plugins.
         names: the entry points to load; by default those of the variable ``HOOKERY_PLUGINS`` (comma-separated; empty
             for none), and all that are installed when it is not set.
+        except_distributions: distributions whose entry points are not loaded, those for other hardware for instance.
         registry: where the hooks go; the process's registry by default.
         strict: raise for any plugin that fails and any target that does not exist.
         eager: import the modules of all targets now.
         reach: how far the hooks reach, as for :meth:`HookRegistry.apply_hooks`.
 
     Raises:
-        PluginError: a plugin that was asked for by name is not installed or raised; with ``strict``, any that raised.
+        PluginError: a plugin that was asked for by name is not installed, is of a distribution that is left out, or
+            raised; with ``strict``, any that raised.
         HookApplyError: the hooks of a plugin that was asked for, or of code, cannot be applied; with ``strict``, any.
     """
     registry = registry_module.registry if registry is None else registry
-    for plugin in _choose(modules, names):
+    plugins = _choose(modules, names, frozenset(except_distributions))
+    for plugin in plugins:
         if plugin.key in registry.loaded_plugins:
             continue
         try:
@@ -65,7 +69,7 @@ def load_plugins(
             warnings.warn(str(error), HookWarning, stacklevel=2)
         else:
             registry.loaded_plugins[plugin.key] = plugin
-    tolerated = set() if strict else {plugin.source for plugin in _choose(modules, names) if not plugin.asked_for}
+    tolerated = set() if strict else {plugin.source for plugin in plugins if not plugin.asked_for}
     failures = registry.apply_pending(strict=strict, eager=eager, reach=reach)
     for source, failure in failures:
         if source in tolerated:
@@ -88,23 +92,32 @@ def chosen_names(names: Iterable[str] | None, *, asked_by: str) -> list[str]:
 
 
 def _choose(
-    modules: Sequence[str], names: Iterable[str] | None, *, asked_by: str = "load_plugins(names=...)"
+    modules: Sequence[str],
+    names: Iterable[str] | None,
+    except_distributions: Collection[str] = (),
+    *,
+    asked_by: str = "load_plugins(names=...)",
 ) -> list[LoadedPlugin]:
     """The plugins to load, in their fixed order.
 
     Raises:
-        PluginError: a name on the allow-list is not installed.
+        PluginError: a name on the allow-list is not installed, or only by distributions that are left out.
     """
     from importlib.metadata import entry_points  # a third of the time that importing hookery would take
 
-    installed = sorted(
-        entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: (_distribution(entry) or "", entry.name)
-    )
+    entries = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: (_distribution(entry) or "", entry.name))
+    installed = [entry for entry in entries if _distribution(entry) not in except_distributions]
     if names is None and ALLOW_LIST_VARIABLE in os.environ:
         names, asked_by = os.environ[ALLOW_LIST_VARIABLE].split(","), ALLOW_LIST_VARIABLE
     allowed = None if names is None else {name.strip() for name in names} - {""}
     if allowed is not None:
         unknown = sorted(allowed - {entry.name for entry in installed})
+        for entry in entries:
+            if entry.name in unknown:
+                raise PluginError(
+                    f"{asked_by} asks for the plugin {entry.name!r} of {_distribution(entry)}, whose plugins are left"
+                    " out here"
+                )
         if unknown:
             known = ", ".join(sorted({entry.name for entry in installed})) or "none"
             raise PluginError(

@@ -29,51 +29,36 @@ def load_process_plugins(modules: Sequence[str]) -> None:
 
     Raises:
         hookery.HookError: a plugin fails to load, or a hook cannot be applied; in a child process also one that the
-            process that started it has, and that has not arrived.
+            process that started it has, and that has not arrived; or `HOOKERY_PLUGINS` names a plugin that belongs to
+            a platform which is not selected.
         PlatformError: a platform plugin that is asked which platform to use fails.
     """
     # A step takes milliseconds and a counted call well under a microsecond: the listing can always say how often.
     hookery.registry.counting = True
     # A child process has the hooks of the one that started it already: then this loads what is left, which is nothing.
-    hookery.load_plugins(modules=modules, names=plugin_names(), strict=True)
+    unselected = platforms.unselected_distributions()
+    _check_allow_list(unselected)
+    hookery.load_plugins(modules=modules, except_distributions=unselected, strict=True)
     failures = not_inherited()
     if failures:
         raise hookery.HookApplyError("; ".join(map(str, failures)))
 
 
-def plugin_names() -> list[str] | None:
-    """The installed hook plugins to load, by entry-point name; None for all that `HOOKERY_PLUGINS` allows.
+def _check_allow_list(unselected: frozenset[str]) -> None:
+    """Raise if the allow-list of hook plugins asks for one that only distributions for other hardware have.
 
     Raises:
-        hookery.PluginError: `HOOKERY_PLUGINS` names a plugin that belongs to a platform which is not selected, or a
-            plugin to be loaded has the same name as one that is not.
-        PlatformError: as `platforms.unselected_distributions`.
+        hookery.PluginError: it does.
     """
-    unselected = platforms.unselected_distributions()
-    left_out: dict[str, str] = {}
-    names = []
-    for entry in entry_points(group=hookery.plugins.ENTRY_POINT_GROUP) if unselected else ():
-        distribution = entry.dist.name if entry.dist is not None else ""
-        if distribution in unselected:
-            left_out[entry.name] = distribution
-        else:
-            names.append(entry.name)
-    if not left_out:
-        return None
-    allow_list = os.environ.get(hookery.plugins.ALLOW_LIST_VARIABLE)
-    wanted = names if allow_list is None else [name.strip() for name in allow_list.split(",") if name.strip()]
-    for name in wanted:
-        if name in left_out and name not in names:
+    entries = list(entry_points(group=hookery.plugins.ENTRY_POINT_GROUP)) if unselected else []
+    for name in os.environ.get(hookery.plugins.ALLOW_LIST_VARIABLE, "").split(","):
+        distributions = [entry.dist.name if entry.dist else "" for entry in entries if entry.name == name.strip()]
+        if distributions and unselected.issuperset(distributions):
             raise hookery.PluginError(
-                f"{hookery.plugins.ALLOW_LIST_VARIABLE} asks for the plugin {name!r} of {left_out[name]}, which belongs"
-                f" to a platform that is not selected; select it with {platforms.PLATFORM_ENV}"
+                f"{hookery.plugins.ALLOW_LIST_VARIABLE} asks for the plugin {name.strip()!r} of"
+                f" {' and '.join(distributions)}, which belongs to a platform that is not selected; select it with"
+                f" {platforms.PLATFORM_ENV}"
             )
-        if name in left_out:
-            raise hookery.PluginError(
-                f"the plugin name {name!r} is used by {left_out[name]}, whose platform is not selected, and by another"
-                " distribution: one of them has to be uninstalled"
-            )
-    return None if allow_list is not None else names
 
 
 @contextmanager

@@ -133,6 +133,20 @@ class TestAllowList:
         environment = {} if variable is None else {"HOOKERY_PLUGINS": variable}
         assert run("load_plugins(); answer = signature()", **environment) == expected
 
+    def test_a_distribution_can_be_left_out_though_another_has_plugins_of_the_same_name(self, run: Run) -> None:
+        load = "load_plugins(except_distributions=['hookery-test-stdlib-plugin']); answer = signature()"
+        assert run(load) == "+twin"
+        assert run(load, HOOKERY_PLUGINS="stdlib") == "+twin"
+
+    def test_asking_for_what_is_left_out_is_an_error(self, run: Run) -> None:
+        error = run(
+            "load_plugins(names=['by_function'], except_distributions={'hookery-test-stdlib-plugin'})", fails=True
+        )
+        assert (
+            "PluginError: load_plugins(names=...) asks for the plugin 'by_function' of hookery-test-stdlib-plugin,"
+            " whose plugins are left out here" in error
+        )
+
     def test_an_unknown_name_in_the_variable_is_an_error_that_lists_what_there_is(self, run: Run) -> None:
         error = run("load_plugins()", fails=True, HOOKERY_PLUGINS="stdlib,sdtlib")
         assert "PluginError: HOOKERY_PLUGINS asks for the plugin 'sdtlib', which is not installed" in error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 from pytest_mock import MockerFixture
@@ -13,55 +14,51 @@ from runtime.plugins import bootstrap
 
 
 @pytest.fixture(autouse=True)
-def installed(mocker: MockerFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three hook plugins; `gpu-dist` belongs to a platform that is not selected."""
+def load(monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture) -> MagicMock:
+    """What loads plugins. Two are installed besides `gpu_hooks`, whose platform is not selected."""
     monkeypatch.delenv("HOOKERY_PLUGINS", raising=False)
-    entries = [
-        SimpleNamespace(name=name, dist=dist and SimpleNamespace(name=dist))
-        for name, dist in (("gpu_hooks", "gpu-dist"), ("tracing", "tracing-dist"), ("local", None))
-    ]
-    mocker.patch.object(bootstrap, "entry_points", return_value=entries)
-    mocker.patch.object(platforms, "unselected_distributions", return_value=frozenset({"gpu-dist"}))
-
-
-def test_those_beside_an_unselected_platform_are_left_out() -> None:
-    assert bootstrap.plugin_names() == ["tracing", "local"]
-
-
-def test_what_is_loaded_is_what_was_chosen(mocker: MockerFixture) -> None:
-    load = mocker.patch.object(hookery, "load_plugins")
+    install(mocker, ("gpu_hooks", "gpu-dist"), ("tracing", "tracing-dist"), ("local", None))
+    mocker.patch.object(platforms, "unselected_distributions", return_value=frozenset({"gpu-dist", "npu-dist"}))
     mocker.patch.object(hookery.registry, "counting", False)
+    return mocker.patch.object(hookery, "load_plugins")
+
+
+def install(mocker: MockerFixture, *plugins: tuple[str, str | None]) -> None:
+    entries = [SimpleNamespace(name=name, dist=dist and SimpleNamespace(name=dist)) for name, dist in plugins]
+    mocker.patch.object(bootstrap, "entry_points", return_value=entries)
+
+
+def test_those_beside_an_unselected_platform_are_left_out(load: MagicMock) -> None:
     bootstrap.load_process_plugins(["my.module"])
-    load.assert_called_once_with(modules=["my.module"], names=["tracing", "local"], strict=True)
+    load.assert_called_once_with(
+        modules=["my.module"], except_distributions=frozenset({"gpu-dist", "npu-dist"}), strict=True
+    )
 
 
-def test_without_such_a_platform_hookery_chooses(mocker: MockerFixture) -> None:
-    mocker.patch.object(platforms, "unselected_distributions", return_value=frozenset())
-    assert bootstrap.plugin_names() is None
+@pytest.mark.parametrize("allowed", ["", " ", "tracing", "tracing, local", "not_installed"])
+def test_an_allow_list_that_asks_for_none_of_them_is_left_to_hookery(
+    load: MagicMock, monkeypatch: pytest.MonkeyPatch, allowed: str
+) -> None:
+    monkeypatch.setenv("HOOKERY_PLUGINS", allowed)
+    bootstrap.load_process_plugins([])
+    load.assert_called_once()
 
 
-def test_an_allow_list_that_asks_for_none_of_them_is_left_to_hookery(monkeypatch: pytest.MonkeyPatch) -> None:
-    for allowed in ("", " ", "tracing", "tracing, local", "not_installed"):
-        monkeypatch.setenv("HOOKERY_PLUGINS", allowed)
-        assert bootstrap.plugin_names() is None
-
-
-def test_an_allow_list_that_asks_for_one_of_them_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_allow_list_that_asks_for_one_of_them_is_an_error(load: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOOKERY_PLUGINS", "tracing, gpu_hooks")
     message = "asks for the plugin 'gpu_hooks' of gpu-dist, .* not selected; select it with RUNTIME_PLATFORM"
     with pytest.raises(hookery.PluginError, match=message):
-        bootstrap.plugin_names()
+        bootstrap.load_process_plugins([])
+    load.assert_not_called()
 
 
-@pytest.mark.parametrize("allowed", [None, "gpu_hooks"])
-def test_a_name_that_another_distribution_uses_too_cannot_be_told_apart(
-    monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture, allowed: str | None
+def test_an_allow_list_may_ask_for_a_name_that_a_selected_distribution_has_too(
+    load: MagicMock, monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture
 ) -> None:
-    if allowed is not None:
-        monkeypatch.setenv("HOOKERY_PLUGINS", allowed)
-    entries = [
-        SimpleNamespace(name="gpu_hooks", dist=SimpleNamespace(name=dist)) for dist in ("gpu-dist", "another-dist")
-    ]
-    mocker.patch.object(bootstrap, "entry_points", return_value=entries)
-    with pytest.raises(hookery.PluginError, match=r"'gpu_hooks' is used by gpu-dist, .* and by another distribution"):
-        bootstrap.plugin_names()
+    monkeypatch.setenv("HOOKERY_PLUGINS", "hooks")
+    install(mocker, ("hooks", "gpu-dist"), ("hooks", "another-dist"))
+    bootstrap.load_process_plugins([])
+    load.assert_called_once()
+    install(mocker, ("hooks", "gpu-dist"), ("hooks", "npu-dist"))
+    with pytest.raises(hookery.PluginError, match="'hooks' of gpu-dist and npu-dist, which belongs to a platform that"):
+        bootstrap.load_process_plugins([])
