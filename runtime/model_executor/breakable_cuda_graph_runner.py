@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -82,8 +83,10 @@ class BreakRecorder:
         out = self.buffers[self._given[number]][:size]
         self.parts.append(self.backend.end())
 
+        live = _looked_up_anew(function)
+
         def again() -> None:
-            out[: self.num_tokens] = function(*_first_tokens(handed_over, self.num_tokens))
+            out[: self.num_tokens] = live()(*_first_tokens(handed_over, self.num_tokens))
             out[self.num_tokens :].zero_()
 
         self.parts.append(again)
@@ -269,6 +272,15 @@ class _BufferKey(NamedTuple):
 
 def _key(place: int, tensor: torch.Tensor) -> _BufferKey:
     return _BufferKey(place, tuple(tensor.shape[1:]), tensor.dtype)
+
+
+def _looked_up_anew(function: Callable[..., torch.Tensor]) -> Callable[[], Callable[..., torch.Tensor]]:
+    """Gives the function; if it is a method, what its object has by that name then: it may have been hooked since."""
+    if isinstance(function, types.MethodType):
+        owner, name = function.__self__, function.__name__
+        if getattr(owner, name, None) == function:
+            return lambda: getattr(owner, name)
+    return lambda: function
 
 
 def _first_tokens(args: Iterable[object], num_tokens: int) -> list[object]:

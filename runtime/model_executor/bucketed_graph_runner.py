@@ -203,10 +203,10 @@ class BucketedGraphRunner(GraphRunner):
         name = type(self).__qualname__
         step, warm_ups = self.step_for(key), WARM_UPS - 1
         # As it is written at first: what is made at first use is made before a compiler looks, and hooks are seen.
-        with recorded_hooks.noticed() as hooks:
+        with recorded_hooks.noticed() as found:
             output = self.run_recorded(step)
         if self.compiles or self.backend.compiles:
-            recorded_hooks.will_be_compiled(hooks, name)
+            recorded_hooks.will_be_compiled(found, name)
             step, warm_ups = _compiled(step, whole=self.recorder is None or not self.recorder.breaks), WARM_UPS
         step = functools.partial(self.run_recorded, step)
         for _ in range(warm_ups):
@@ -219,7 +219,7 @@ class BucketedGraphRunner(GraphRunner):
             self._output = torch.zeros_like(output)
         output = self._output[: output.shape[0]]
         replay = self.record(step, output)
-        recorded_hooks.were_recorded(hooks, name)
+        recorded_hooks.were_recorded(found, name)
 
         def run() -> torch.Tensor:
             replay()

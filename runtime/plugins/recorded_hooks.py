@@ -7,14 +7,38 @@ compiled anew at each.
 
 from __future__ import annotations
 
+import sys
+import types
 import warnings
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import hookery
+from hookery.registry import observers
+
+Place = tuple[str, int]
+"""Where a function is written: file and first line."""
+
+
+class Noticed:
+    """What ran in a step.
+
+    Attributes:
+        hooks: the hooks that ran in it.
+        places: the functions that ran in it.
+    """
+
+    def __init__(self) -> None:
+        self.hooks: list[hookery.Hook] = []
+        self.places: set[Place] = set()
+
 
 # How often each hook had run when the step began or was last gone on with; None while nobody wants to know.
 _before: dict[hookery.Hook, int] | None = None
+# The functions of steps that were recorded, each with who did that, and the hooks that were looked at.
+_recorded: dict[Place, str] = {}
+_looked_at: weakref.WeakSet[hookery.Hook] = weakref.WeakSet()
 
 
 class RecordedHookWarning(UserWarning):
@@ -22,19 +46,27 @@ class RecordedHookWarning(UserWarning):
 
 
 @contextmanager
-def noticed() -> Iterator[list[hookery.Hook]]:
-    """A context in which a step runs as it is written; the list then has the hooks that have run in it, but for those
-    that ran only where it is `left`.
+def noticed() -> Iterator[Noticed]:
+    """A context in which a step runs as it is written, and that tells what has run in it, but for what ran only where
+    it is `left`.
 
     Needs counting (`hookery.registry.counting`), which every process of the runtime has switched on.
     """
     global _before
-    inside: list[hookery.Hook] = []
+    found = Noticed()
+    profiler = sys.getprofile()
+
+    def note(frame: types.FrameType, event: str, _: object) -> None:
+        if event == "call":
+            found.places.add((frame.f_code.co_filename, frame.f_code.co_firstlineno))
+
     _before = _calls()
+    sys.setprofile(note)
     try:
-        yield inside
-        inside += _ran()
+        yield found
+        found.hooks += _ran()
     finally:
+        sys.setprofile(profiler)
         _before = None
 
 
@@ -45,31 +77,51 @@ def left() -> Iterator[None]:
     if _before is None:
         yield
         return
-    inside = _ran()
+    inside, profiler = _ran(), sys.getprofile()
+    sys.setprofile(None)
     try:
         yield
     finally:
+        sys.setprofile(profiler)
         # What has run in the step so far must still show at its end.
         _before = {hook: calls - (hook in inside) for hook, calls in _calls().items()}
 
 
-def were_recorded(hooks: Sequence[hookery.Hook], recorder: str) -> None:
-    """`recorder` has recorded a step with `hooks` in it: warn of them, and let every listing of the process's hooks say
-    so, `hookery ps --json` and `hookery list --process` included."""
-    note = (
-        f"is in a step that {recorder} has recorded: it ran at capture and does not run at replay; hook what runs at"
-        " every step, or switch the graph runner off"
-    )
-    for hook in hooks:
-        if note not in hook.notes:
-            hookery.add_note(hook, note)
-            warnings.warn(f"{hook.function_name} on {hook.target} {note}", RecordedHookWarning, stacklevel=3)
+def were_recorded(found: Noticed, recorder: str) -> None:
+    """`recorder` has recorded a step: warn of the hooks in it, and of those that come to be applied on a function in it
+    later, and let every listing of the process's hooks say so, `hookery ps --json` and `hookery list --process`
+    included."""
+    for hook in found.hooks:
+        _note(hook, f"is in a step that {recorder} has recorded: it ran at capture and does not run at replay")
+    if _look_at_new_hooks not in observers:
+        observers.append(_look_at_new_hooks)
+    _recorded.update(dict.fromkeys(found.places, recorder))
+    _looked_at.update(hook for hook in hookery.registry.hooks() if hook.state is hookery.HookState.APPLIED)
 
 
-def will_be_compiled(hooks: Sequence[hookery.Hook], compiler: str) -> None:
-    """`compiler` is to compile a step with `hooks` in it: count their calls no more, which would have it compiled anew
-    at each, and let every listing say so."""
-    for hook in hooks:
+def _look_at_new_hooks(registry: hookery.HookRegistry) -> None:
+    if registry is not hookery.registry:
+        return
+    for hook in registry.hooks():
+        if hook.state is hookery.HookState.APPLIED and hook not in _looked_at:
+            _looked_at.add(hook)
+            target = hookery.explain(hook.target)
+            recorder = _recorded.get((target.file or "", target.line or 0))
+            if recorder is not None:
+                _note(hook, f"is on part of a step that {recorder} recorded before: it does not run at replay")
+
+
+def _note(hook: hookery.Hook, what: str) -> None:
+    note = f"{what}; hook what runs at every step, or switch the graph runner off"
+    if note not in hook.notes:
+        hookery.add_note(hook, note)
+        warnings.warn(f"{hook.function_name} on {hook.target} {note}", RecordedHookWarning, stacklevel=4)
+
+
+def will_be_compiled(found: Noticed, compiler: str) -> None:
+    """`compiler` is to compile a step: count calls of the hooks in it no more, which would have it compiled anew at
+    each, and let every listing say so."""
+    for hook in found.hooks:
         if hook.counted:
             hookery.set_counted(hook, False)
             hookery.add_note(hook, f"is in a step that {compiler} has compiled: its calls are not counted")

@@ -37,6 +37,7 @@ def surroundings(mocker: MockerFixture) -> Iterator[None]:
     mocker.patch.object(CpuSRTPlatform, "get_graph_backends", return_value=backends)
     mocker.patch.object(CpuSRTPlatform, "get_compile_backend", return_value="eager")
     mocker.patch.object(hookery.registry, "counting", True)
+    mocker.patch.dict(recorded_hooks._recorded, clear=True)
     input_buffers.forget_shared_buffers()
     torch.compiler.reset()
     yield
@@ -150,6 +151,19 @@ class TestRecordedHooks:
         processes, _ = state_files.read_processes()
         (this,) = (process for process in processes if process.pid == os.getpid())
         assert notes(this.records)[MODEL_FORWARD] == (note,), "what `hookery list --process` shows"
+
+    def test_a_hook_that_comes_too_late_for_the_recording_is_too(self, llama_checkpoint: Path) -> None:
+        runner = make_runner(llama_checkpoint, decode_graph="on", prefill_graph="breakable")
+        with pytest.warns(recorded_hooks.RecordedHookWarning) as seen:
+            hook(MODEL_FORWARD, REPLAY, ATTENTION)
+        assert [w.category for w in seen] == [recorded_hooks.RecordedHookWarning] * 2
+        run(runner)
+        assert calls() == {MODEL_FORWARD: 0, REPLAY: 1, ATTENTION: 3}, "attention of the prompt is left out of it"
+        noted = notes(hookery.applied_hooks())
+        for target in (MODEL_FORWARD, ATTENTION):
+            (note,) = noted[target]
+            assert "GraphRunner recorded before: it does not run at replay" in note
+        assert noted[REPLAY] == ()
 
     def test_a_hook_where_the_recording_is_left_is_not(self, llama_checkpoint: Path) -> None:
         hook(ATTENTION)
