@@ -1,4 +1,4 @@
-"""The command line: `python -m runtime generate` and `python -m runtime platform`."""
+"""The command line: `python -m runtime generate`, `python -m runtime platform` and `python -m runtime hooks`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import hookery
+from hookery.tables import print_table
 from runtime import config
 from runtime.core.errors import EngineError
 from runtime.core.sampling_params import SamplingParams
 from runtime.entrypoints import engine
-from runtime.plugins import bootstrap
+from runtime.plugins import bootstrap, catalogue
+from runtime.plugins.hook_target import Role, When
 
 DEFAULT_PROMPT: Final = "If the argument is"
 
@@ -127,6 +129,23 @@ def _parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="multiply matrices on the device and compare with the host"
     )
     platform.add_argument("--json", action="store_true", help="print one JSON object")
+    hooks = commands.add_parser(
+        "hooks",
+        help="list what a hook can be put on",
+        description="List the hook targets of the runtime: what each is for, which processes of an engine run it, when,"
+        " and its arguments.",
+        epilog=f"areas: {', '.join(catalogue.AREAS)}\n\nwhen:\n"
+        + "\n".join(f"  {when.value:8}  {when.meaning}" for when in When),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    hooks.set_defaults(run=_hooks)
+    hooks.add_argument(
+        "text", nargs="?", default="", metavar="TEXT", help="only those with this in name, purpose or area"
+    )
+    hooks.add_argument("--process", choices=[role.value for role in Role], help="only those that this process runs")
+    hooks.add_argument("--when", choices=[when.value for when in When], help="only those that run then")
+    hooks.add_argument("--long", action="store_true", help="print each in full, with types and where it is defined")
+    hooks.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
@@ -187,6 +206,26 @@ def _platform(parsed: argparse.Namespace) -> int:
             f"check: the device's float32 product is the host's to {check['max_relative_error']:.1e},"
             f" {check['milliseconds']:.2f} ms with the copy"
         )
+    return 0
+
+
+def _hooks(parsed: argparse.Namespace) -> int:
+    found = catalogue.find(
+        parsed.text,
+        role=None if parsed.process is None else Role(parsed.process),
+        when=None if parsed.when is None else When(parsed.when),
+    )
+    described = catalogue.describe(found)
+    if parsed.json:
+        print(json.dumps({"targets": [each.to_dict() for each in described]}))
+        return 0
+    if not found:
+        print("no hook target is like that", file=sys.stderr)
+        return 1
+    if parsed.long:
+        print("\n\n".join(map(str, described)))
+    else:
+        print_table(*catalogue.table(described), catalogue.notes(described))
     return 0
 
 

@@ -226,10 +226,10 @@ class BreakableCudaGraphRunner(BucketedGraphRunner):
 
         return step
 
-    def run_recorded(self, step: Step) -> torch.Tensor:
-        """See `BucketedGraphRunner.run_recorded`."""
+    def _run_recorded(self, step: Step) -> torch.Tensor:
+        """See `BucketedGraphRunner._run_recorded`."""
         self.breaks.start()
-        return super().run_recorded(step)
+        return super()._run_recorded(step)
 
     def record(self, step: Step, output: torch.Tensor) -> Callable[[], None]:
         """See `BucketedGraphRunner.record`; the recording is in pieces."""

@@ -204,11 +204,11 @@ class BucketedGraphRunner(GraphRunner):
         step, warm_ups = self.step_for(key), WARM_UPS - 1
         # As it is written at first: what is made at first use is made before a compiler looks, and hooks are seen.
         with recorded_hooks.noticed() as found:
-            output = self.run_recorded(step)
+            output = self._run_recorded(step)
         if self.compiles or self.backend.compiles:
             recorded_hooks.will_be_compiled(found, name)
             step, warm_ups = _compiled(step, whole=self.recorder is None or not self.recorder.breaks), WARM_UPS
-        step = functools.partial(self.run_recorded, step)
+        step = functools.partial(self._run_recorded, step)
         for _ in range(warm_ups):
             platforms.current_platform.synchronize()
             output = step()
@@ -219,7 +219,7 @@ class BucketedGraphRunner(GraphRunner):
             self._output = torch.zeros_like(output)
         output = self._output[: output.shape[0]]
         replay = self.record(step, output)
-        recorded_hooks.were_recorded(found, name)
+        recorded_hooks.were_recorded(found, self)
 
         def run() -> torch.Tensor:
             replay()
@@ -282,7 +282,7 @@ class BucketedGraphRunner(GraphRunner):
                 " that recorded steps read, and do not replace them"
             )
 
-    def run_recorded(self, step: Step) -> torch.Tensor:
+    def _run_recorded(self, step: Step) -> torch.Tensor:
         """Run a step, its layers being told who records."""
         with recording.recorded_by(self.recorder):
             return step()

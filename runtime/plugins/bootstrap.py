@@ -72,8 +72,9 @@ def building(modules: Sequence[str]) -> Iterator[None]:
     """
     load_process_plugins(modules)
     with warnings.catch_warnings():
-        # A target that turns out to be missing while the body imports is raised at the end; once is enough.
+        # What turns out to be wrong with a hook while the body imports is raised at the end; once is enough.
         warnings.simplefilter("ignore", hookery.MissedHookWarning)
+        warnings.filterwarnings("ignore", "hooks of .* were taken back while", hookery.HookWarning)
         from runtime.platforms import current_platform  # noqa: F401  (the first access chooses it)
 
         apply_remaining_hooks()
@@ -85,6 +86,12 @@ def apply_remaining_hooks() -> None:
     """Apply the hooks whose targets have come into being since.
 
     Raises:
-        hookery.HookError: one of them cannot be applied, or its target does not exist.
+        hookery.HookError: one of them cannot be applied, or its target does not exist; also one that could not be when
+            its target's module was imported, where nothing may be raised.
     """
     hookery.registry.apply_hooks(strict=True)
+    # One that was taken back on purpose has no detail; all of a plugin have the same.
+    undone = {hook.detail: None for hook in hookery.registry.hooks() if hook.state is hookery.HookState.REVERTED}
+    reasons = [detail.removeprefix("its source was undone: ") for detail in undone if detail]
+    if reasons:
+        raise hookery.HookApplyError("; ".join(reasons))

@@ -1,4 +1,4 @@
-"""The seams of graph runners that are there to be hooked: what each is for, and whether it runs at every step.
+"""The seams of graph runners.
 
 Sizes, buffers and capture are decided once, when a runner is made. A hook on something else that runs only then, inside
 the step that is recorded, is warned about: see `recorded_hooks`.
@@ -6,47 +6,38 @@ the step that is recorded, is warned about: see `recorded_hooks`.
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+
+from runtime.plugins.hook_target import HookTarget, Role, When, both, members, recorded_members, scheduler
 
 _EXECUTOR = "runtime.model_executor"
+_SIZES = f"{_EXECUTOR}.capture_sizes"
+_BUFFERS = f"{_EXECUTOR}.cuda_graph_buffer_registry"
+_REGISTRY = f"{_BUFFERS}.CudaGraphBufferRegistry"
+_INPUT = f"{_EXECUTOR}.input_buffers"
 
 
-class When(enum.Enum):
-    """When a target runs."""
+def _of_runner(
+    module: str, name: str, capture: Mapping[Role, frozenset[When]], replay: Mapping[Role, frozenset[When]], **own: str
+) -> list[HookTarget]:
+    """The seams of one class of runners.
 
-    CAPTURE = "capture"
-    """When a runner is made, and never again."""
-    STEP = "step"
-    """At every step, outside what is recorded."""
-
-
-@dataclass(frozen=True)
-class GraphTarget:
-    """One seam.
-
-    Attributes:
-        name: dotted name.
-        when: how often it runs.
-        purpose: what a hook on it is for.
+    Args:
+        capture: when what makes the runner runs.
+        replay: when what a replay consists of runs.
+        **own: what makes this class of runners alone, and what it is for.
     """
-
-    name: str
-    when: When
-    purpose: str
-
-
-def _of(prefix: str, when: When, **purposes: str) -> list[GraphTarget]:
-    return [GraphTarget(f"{_EXECUTOR}.{prefix}.{name}", when, purpose) for name, purpose in purposes.items()]
-
-
-def _of_runner(cls: str, **own: str) -> list[GraphTarget]:
+    moments = {role: capture.get(role, frozenset()) | replay[role] for role in replay}
+    cls = f"{_EXECUTOR}.{module}.{name}"
     return [
-        *_of(
+        *members(f"{_EXECUTOR}.{module}", capture, **{name: "the graph runner: REPLACE it by a subclass"}),
+        *members(
             cls,
-            When.CAPTURE,
+            capture,
             make_backend="how steps are recorded",
             parallel_sizes="how ranks share the rows of a step",
+            aligned="sizes as the rows of a step must be",
+            gather_options="what its input buffers have for several ranks",
             choose_capture_sizes="the sizes of this runner alone",
             build_registry="its input buffers",
             make_recorder="what layers ask while a step runs",
@@ -56,59 +47,129 @@ def _of_runner(cls: str, **own: str) -> list[GraphTarget]:
             step_for="the step itself",
             **own,
         ),
-        *_of(
+        *members(
             cls,
-            When.STEP,
-            can_run="which batches are replayed",
-            key_for="the shape that a batch runs in",
+            replay,
             fill="what is written into the buffers",
             build_replay_fb_view="what the preparation of attention sees",
-            init_replay_metadata="what attention reads",
             replay="a whole replay",
             logits_of="what becomes of the output",
+        ),
+        *members(cls, moments, init_replay_metadata="what attention reads"),
+        *members(
+            cls,
+            scheduler(When.EVENT),
+            record="a recording, on a device that records",
+            addresses="what may not move, with RUNTIME_CHECK_GRAPHS",
+            check_addresses="whether it has moved, with RUNTIME_CHECK_GRAPHS",
         ),
     ]
 
 
-GRAPH_TARGETS: tuple[GraphTarget, ...] = (
-    *_of(
-        "capture_sizes",
-        When.CAPTURE,
+GRAPH_TARGETS = (
+    *members(
+        _SIZES,
+        scheduler(When.CAPTURE),
         decode_capture_sizes="batch sizes of decodes",
         decode_capture_lengths="lengths of the longest sequence of decodes",
         prefill_capture_sizes="token counts of steps with prompts",
         require_gathered_buffer="whether rows are gathered",
         require_mlp_tp_gather="whether feed-forward layers compute on the rows of all data-parallel ranks",
         require_attn_tp_gather="whether the ranks of an attention group hold a part of its rows each",
+        check_parallel_sizes="whether numbers of ranks fit each other",
+        clip_sizes="what becomes of sizes that were asked for",
         row_alignment="what the rows of a step must be a multiple of",
         size_multiple="what sizes must be multiples of",
         filter_for_gather="which sizes are left, and how they are rounded",
     ),
-    *_of("capture_sizes", When.STEP, find_capture_size="the size that a batch finds"),
-    *_of(
-        "cuda_graph_buffer_registry",
-        When.CAPTURE,
+    *members(_SIZES, scheduler(When.STEP), find_capture_size="the size that a batch finds"),
+    *members(
+        _BUFFERS,
+        scheduler(When.CAPTURE),
         build_decode_registry="the slots of decodes",
         build_prefill_registry="the slots of steps with prompts",
+        CudaGraphBufferRegistry="what owns and fills input buffers: REPLACE it by a subclass",
     ),
-    *_of(
-        "cuda_graph_buffer_registry.CudaGraphBufferRegistry",
-        When.CAPTURE,
+    *members(
+        _BUFFERS,
+        both(When.DEMAND),
+        local_num_token_non_padded="how many rows of a rank are no padding; for ranks that there are none of yet",
+    ),
+    *members(
+        _REGISTRY,
+        scheduler(When.CAPTURE),
         register_slot="each slot, as it is registered",
         reset_for_capture="the state that steps are recorded from",
     ),
-    *_of(
-        "cuda_graph_buffer_registry.CudaGraphBufferRegistry",
-        When.STEP,
+    *members(
+        _REGISTRY,
+        scheduler(When.CAPTURE, When.EVENT),
+        buffers="every buffer, whole; with RUNTIME_CHECK_GRAPHS asked for at every replay too",
+    ),
+    *members(
+        _REGISTRY,
+        scheduler(When.STEP),
         fill_from="all writing into input buffers",
         extract_buffer="the batch whose tensors are the buffers",
-        slice_for="the views that a step reads",
     ),
-    *_of("input_buffers", When.CAPTURE, share_input_buffer="which memory a buffer gets"),
-    *_of_runner("cuda_graph_runner.CudaGraphRunner", choose_capture_lengths="the lengths of this runner alone"),
-    *_of_runner("breakable_cuda_graph_runner.BreakableCudaGraphRunner"),
-    *_of_runner("piecewise_cuda_graph_runner.PiecewiseCudaGraphRunner"),
-    *_of("graph_runner", When.STEP, runner_for="which runner takes a batch"),
+    *members(_REGISTRY, scheduler(When.STEP, When.CAPTURE), slice_for="the views that a step reads"),
+    *members(
+        _REGISTRY,
+        both(When.DEMAND),
+        has_slot="whether there is such a slot",
+        slot_names="which slots there are",
+        slot="a slot by its name",
+        addresses="where buffers begin",
+    ),
+    *members(
+        _INPUT,
+        scheduler(When.CAPTURE),
+        share_input_buffer="which memory a buffer gets",
+        zero_index_buffers="which buffers are zeroed before a step is recorded",
+    ),
+    *members(
+        _INPUT,
+        both(When.DEMAND),
+        share_input_buffers_in="which buffers of an object are shared, for runners that keep their own",
+        forget_shared_buffers="making the shared memory nobody's",
+    ),
+    *_of_runner(
+        "cuda_graph_runner",
+        "CudaGraphRunner",
+        scheduler(When.CAPTURE),
+        scheduler(When.DECODE),
+        choose_capture_lengths="the lengths of this runner alone",
+    ),
+    *members(
+        f"{_EXECUTOR}.cuda_graph_runner.CudaGraphRunner",
+        scheduler(When.STEP),
+        can_run="which batches are replayed",
+        key_for="the shape that a batch runs in",
+    ),
+    *_of_runner(
+        "breakable_cuda_graph_runner", "BreakableCudaGraphRunner", scheduler(When.CAPTURE), scheduler(When.PROMPT)
+    ),
+    *members(
+        f"{_EXECUTOR}.breakable_cuda_graph_runner.BreakableCudaGraphRunner",
+        scheduler(When.PROMPT),
+        can_run="which batches are replayed; not asked where a decode is",
+        key_for="the shape that a batch runs in",
+    ),
+    *recorded_members(
+        f"{_EXECUTOR}.breakable_cuda_graph_runner.BreakRecorder",
+        scheduler(When.PROMPT, When.CAPTURE),
+        run_eagerly="what a layer runs outside the recording, its attention for one",
+    ),
+    *_of_runner(
+        "piecewise_cuda_graph_runner", "PiecewiseCudaGraphRunner", scheduler(When.EVENT), scheduler(When.EVENT)
+    ),
+    *members(
+        f"{_EXECUTOR}.piecewise_cuda_graph_runner.PiecewiseCudaGraphRunner",
+        scheduler(When.EVENT),
+        can_run="which batches are replayed; not asked where a decode is",
+        key_for="the shape that a batch runs in",
+    ),
+    *members(f"{_EXECUTOR}.graph_runner", scheduler(When.STEP), runner_for="which runner takes a batch"),
 )
 """Every one of them is called through its module or object, so that a hook on it takes whenever it is applied before
-the runner is made."""
+the runner is made. The moments of a runner are those of an engine that has it."""

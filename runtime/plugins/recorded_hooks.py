@@ -7,6 +7,8 @@ compiled anew at each.
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 import sys
 import types
 import warnings
@@ -36,8 +38,8 @@ class Noticed:
 
 # How often each hook had run when the step began or was last gone on with; None while nobody wants to know.
 _before: dict[hookery.Hook, int] | None = None
-# The functions of steps that were recorded, each with who did that, and the hooks that were looked at.
-_recorded: dict[Place, str] = {}
+# Who has recorded steps, with the functions in them, and the hooks that were looked at.
+_recorded: weakref.WeakKeyDictionary[object, set[Place | None]] = weakref.WeakKeyDictionary()
 _looked_at: weakref.WeakSet[hookery.Hook] = weakref.WeakSet()
 
 
@@ -57,7 +59,8 @@ def noticed() -> Iterator[Noticed]:
     profiler = sys.getprofile()
 
     def note(frame: types.FrameType, event: str, _: object) -> None:
-        if event == "call":
+        # A nested function is many, by one place: each generator that was made a context manager, for one.
+        if event == "call" and not frame.f_code.co_flags & inspect.CO_NESTED:
             found.places.add((frame.f_code.co_filename, frame.f_code.co_firstlineno))
 
     _before = _calls()
@@ -87,15 +90,16 @@ def left() -> Iterator[None]:
         _before = {hook: calls - (hook in inside) for hook, calls in _calls().items()}
 
 
-def were_recorded(found: Noticed, recorder: str) -> None:
-    """`recorder` has recorded a step: warn of the hooks in it, and of those that come to be applied on a function in it
+def were_recorded(found: Noticed, recorder: object) -> None:
+    """`recorder`, a graph runner, has recorded a step: warn of the hooks in it, and of those that come to be applied on a function in it
     later, and let every listing of the process's hooks say so, `hookery ps --json` and `hookery list --process`
     included."""
+    name = type(recorder).__qualname__
     for hook in found.hooks:
-        _note(hook, f"is in a step that {recorder} has recorded: it ran at capture and does not run at replay")
+        _note(hook, f"is in a step that {name} has recorded: it ran at capture and does not run at replay")
     if _look_at_new_hooks not in observers:
         observers.append(_look_at_new_hooks)
-    _recorded.update(dict.fromkeys(found.places, recorder))
+    _recorded.setdefault(recorder, set()).update(found.places)
     _looked_at.update(hook for hook in hookery.registry.hooks() if hook.state is hookery.HookState.APPLIED)
 
 
@@ -105,10 +109,22 @@ def _look_at_new_hooks(registry: hookery.HookRegistry) -> None:
     for hook in registry.hooks():
         if hook.state is hookery.HookState.APPLIED and hook not in _looked_at:
             _looked_at.add(hook)
-            target = hookery.explain(hook.target)
-            recorder = _recorded.get((target.file or "", target.line or 0))
-            if recorder is not None:
-                _note(hook, f"is on part of a step that {recorder} recorded before: it does not run at replay")
+            place = _place_of(hook.target)
+            for recorder in [recorder for recorder, places in _recorded.items() if place in places]:
+                name = type(recorder).__qualname__
+                _note(hook, f"is on part of a step that {name} recorded before: it does not run at replay")
+
+
+def _place_of(target: str) -> Place | None:
+    """Where the function is written that a target's name leads to, under the hooks; None if it is no such thing."""
+    try:
+        found = pkgutil.resolve_name(target)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    if isinstance(found, property):
+        found = found.fget
+    code = getattr(inspect.unwrap(found), "__code__", None) if callable(found) else None
+    return None if code is None else (code.co_filename, code.co_firstlineno)
 
 
 def _note(hook: hookery.Hook, what: str) -> None:

@@ -1,7 +1,11 @@
-"""Which hook plugins a process of the runtime loads, given which platform is selected."""
+"""Which hook plugins a process of the runtime loads, given which platform is selected, and how it insists on them."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -62,3 +66,41 @@ def test_an_allow_list_may_ask_for_a_name_that_a_selected_distribution_has_too(
     install(mocker, ("hooks", "gpu-dist"), ("hooks", "npu-dist"))
     with pytest.raises(hookery.PluginError, match="'hooks' of gpu-dist and npu-dist, which belongs to a platform that"):
         bootstrap.load_process_plugins([])
+
+
+def of_other_parameters(result: object, other: object) -> None:
+    """A hook on a function that has no parameter `other`."""
+
+
+class TestBuilding:
+    @pytest.fixture
+    def build(
+        self, tmp_path: Path, mocker: MockerFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[Callable[[], None]]:
+        """A function that builds something which imports a module that nobody has imported before."""
+        (tmp_path / "imported_while_building.py").write_text("def answer(number):\n    return number\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        mocker.patch.object(bootstrap, "load_process_plugins")
+
+        def build() -> None:
+            with bootstrap.building([]):
+                import_module("imported_while_building")
+
+        yield build
+        hookery.registry.reset()
+        sys.modules.pop("imported_while_building", None)
+
+    def test_a_hook_that_does_not_fit_what_is_imported_is_one_clear_error(
+        self, build: Callable[[], None], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        hookery.registry.register("imported_while_building.answer", of_other_parameters, hookery.HookType.AFTER)
+        message = r"^AFTER .*:of_other_parameters on imported_while_building.answer: .* the target's are \(number\)"
+        with pytest.raises(hookery.HookApplyError, match=message):
+            build()
+        assert capsys.readouterr().err == ""
+
+    def test_one_that_was_taken_back_on_purpose_is_none(self, build: Callable[[], None]) -> None:
+        hookery.registry.register("imported_while_building.answer", of_other_parameters, hookery.HookType.AFTER)
+        hookery.registry.revert("imported_while_building.answer")
+        build()
+        assert hookery.registry.applied_hooks()[0].state == "reverted"

