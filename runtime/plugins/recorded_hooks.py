@@ -91,9 +91,9 @@ def left() -> Iterator[None]:
 
 
 def were_recorded(found: Noticed, recorder: object) -> None:
-    """`recorder`, a graph runner, has recorded a step: warn of the hooks in it, and of those that come to be applied on a function in it
-    later, and let every listing of the process's hooks say so, `hookery ps --json` and `hookery list --process`
-    included."""
+    """`recorder`, a graph runner, has recorded a step: warn of the hooks in it, and of those that come to be applied on
+    a function in it later, and let every listing of the process's hooks say so, `hookery ps --json` and
+    `hookery list --process` included."""
     name = type(recorder).__qualname__
     for hook in found.hooks:
         _note(hook, f"is in a step that {name} has recorded: it ran at capture and does not run at replay")
