@@ -37,6 +37,7 @@ from hookery.registry import HookRegistry, observers, registry
 if TYPE_CHECKING:
     from hookery.explanation import ExplainedHook, Explanation, Problem
     from hookery.listing import HookRecord, format_table
+    from hookery.remarks import add_note, set_counted
 
 __all__ = [
     "NONE",
@@ -55,6 +56,7 @@ __all__ = [
     "PluginError",
     "Problem",
     "TargetNotFoundError",
+    "add_note",
     "applied_hooks",
     "explain",
     "format_table",
@@ -62,6 +64,7 @@ __all__ = [
     "plugin_hook",
     "publish",
     "registry",
+    "set_counted",
 ]
 
 __version__ = "0.1.0"
@@ -115,7 +118,9 @@ _LOADED_WHEN_ASKED_FOR = {
     "Explanation": "explanation",
     "HookRecord": "listing",
     "Problem": "explanation",
+    "add_note": "remarks",
     "format_table": "listing",
+    "set_counted": "remarks",
 }
 
 

@@ -33,6 +33,7 @@ class ExplainedHook:
     ran: bool
     calls: int | None
     last_error: str | None
+    notes: tuple[str, ...]
     file: str | None
     line: int | None
 
@@ -50,6 +51,7 @@ class ExplainedHook:
             ran=hook.ran,
             calls=hook.calls if hook.counted else None,
             last_error=getattr(hook, "last_error", None),
+            notes=hook.notes,
             file=file,
             line=line,
         )
@@ -63,6 +65,7 @@ class ExplainedHook:
             text += f"; last error: {self.last_error}"
         if self.reason is not None:
             text += f"; because: {self.reason}"
+        text += "".join(f"; {note}" for note in self.notes)
         return text + _at(self.file, self.line)
 
 

@@ -156,6 +156,7 @@ class Hook:
         self.on_error = "raise"
         self.versions: str | None = None
         self.last_error: str | None = None
+        self.notes: tuple[str, ...] = ()  # what the program has to say of it
         self.disabled = False  # raised, and asked to be taken out then
         self.mark = Mark()
 

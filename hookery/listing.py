@@ -21,7 +21,8 @@ class HookRecord:
     program go on. ``overridden_by`` names what overrides the target in subclasses without this hook on it: the hook
     runs there only if the override calls the target. ``unreached``, who still holds the original and so calls past the
     hook, is ``None`` unless it was asked for. ``local`` says why the hook stays in this process, where child processes
-    do not get it; ``absent_in`` names the child processes that do not have it, each with the reason.
+    do not get it; ``absent_in`` names the child processes that do not have it, each with the reason. ``notes`` is what
+    the program has to say of it (:func:`hookery.add_note`).
     """
 
     target: str
@@ -45,9 +46,11 @@ class HookRecord:
     unreached: tuple[str, ...] | None = None
     local: str | None = None
     absent_in: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "absent_in", tuple(self.absent_in))
+        object.__setattr__(self, "notes", tuple(self.notes))
         object.__setattr__(self, "overridden_by", tuple(self.overridden_by))  # JSON makes lists of them
         if self.unreached is not None:
             object.__setattr__(self, "unreached", tuple(self.unreached))
@@ -84,6 +87,7 @@ COMMON: Mapping[str, Any] = {
     "unreached": None,
     "local": None,
     "absent_in": (),
+    "notes": (),
 }
 """What most records have in these fields."""
 
@@ -159,6 +163,7 @@ class Said:
             "unreached": unreached,
             "local": local,
             "absent_in": absent_in,
+            "notes": hook.notes,
         }
         group.append((*said, {name: value for name, value in own.items() if value != COMMON[name]}))
 
@@ -171,8 +176,10 @@ class Said:
         return group
 
 
-_seldom = operator.attrgetter("priority", "mark.ran", "counted", "on_error", "reason", "last_error", "versions")
-_SELDOM = (0, False, False, "raise", None, None, None)
+_seldom = operator.attrgetter(
+    "priority", "mark.ran", "counted", "on_error", "reason", "last_error", "versions", "notes"
+)
+_SELDOM = (0, False, False, "raise", None, None, None, ())
 
 
 def _shared_fields(hook: Hook, detail: str) -> dict[str, Any]:
@@ -250,6 +257,7 @@ def table_of(records: Mapping[str, Sequence[HookRecord]]) -> tuple[list[tuple[st
             rows.append((process, record.target, record.type.upper(), hook, source, record.state, ran, calls))
             if record.detail:
                 notes.append(f"{process}: {hook} is {record.state}: {record.detail}")
+            notes += [f"{process}: {hook} {note}" for note in record.notes]
             for address in record.overridden_by:
                 notes.append(f"{process}: {hook} is not on {address}, which overrides {record.target}")
             for child in record.absent_in:

@@ -196,7 +196,7 @@ def _said_of_all(hooks: list[Hook], known_as: dict[Hook, Hook]) -> dict[int, tup
     """What of each hook that is listed, when it changes, makes it worth to be written again; by its order."""
     not_shown = set(known_as.values())
     return {
-        hook.order: (hook.state, hook.detail, hook.engine, hook.function, hook.source, hook in known_as)
+        hook.order: (hook.state, hook.detail, hook.engine, hook.function, hook.source, hook.notes, hook in known_as)
         for hook in hooks
         if hook not in not_shown
     }

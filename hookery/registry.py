@@ -153,7 +153,7 @@ class HookRegistry:
             alike.append(new)
             watching.live.setdefault(self)
             if older is not None and older.state is not HookState.REVERTED:
-                new.order, new.state, new.detail = older.order, older.state, older.detail
+                new.order, new.state, new.detail, new.notes = older.order, older.state, older.detail, older.notes
                 try:
                     patches.swap(older, new)
                 except TypeError:  # what it has become does not fit; applying says so

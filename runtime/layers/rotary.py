@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 
@@ -185,15 +184,20 @@ class Rotation:
         self.rotary = rotary
         self.cos = cos
         self.sin = sin
+        self._half_tables: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """Rotate [T, heads, head_dim]."""
         return self.rotary.forward(x, self.cos, self.sin)
 
-    @functools.cached_property
+    @property
     def half_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The cosines and signed sines of an interleaved embedding for dimension pairs (i, i + head_dim / 2)."""
-        return tuple(t.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2) for t in (self.cos, self.sin))
+        # No cached_property: up to Python 3.11 it takes a lock, which a compiled step cannot.
+        if self._half_tables is None:
+            cos, sin = (t.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2) for t in (self.cos, self.sin))
+            self._half_tables = (cos, sin)
+        return self._half_tables
 
     def apply_halves(self, x: torch.Tensor) -> torch.Tensor:
         """Rotate [T, heads, head_dim] by the angles of an interleaved embedding, pairing (i, i + head_dim / 2)."""

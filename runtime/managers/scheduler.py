@@ -33,7 +33,6 @@ from runtime.managers.io_struct import (
     ToScheduler,
 )
 from runtime.model_executor import model_runner
-from runtime.plugins import recorded_hooks
 from runtime.sampling import sampler
 
 
@@ -127,7 +126,7 @@ class Scheduler:
                 case AbortRequest():
                     self._abort(message.request_id)
                 case ListHooks():
-                    records = [record.to_dict() for record in recorded_hooks.annotated(hookery.applied_hooks())]
+                    records = [record.to_dict() for record in hookery.applied_hooks()]
                     self.channel.send(HookListing(message.number, records))
                 case Shutdown():
                     self.stopping = True

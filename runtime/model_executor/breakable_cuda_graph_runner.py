@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable
+import types
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -14,7 +16,7 @@ from runtime.core.forward_batch import ForwardBatch, ForwardMode
 from runtime.layers import recording
 from runtime.layers.attention.base import AttentionBackend
 from runtime.layers.attention.latent import IndexInputs, LatentProjection
-from runtime.model_executor import capture_sizes, cuda_graph_buffer_registry
+from runtime.model_executor import capture_sizes, cuda_graph_buffer_registry, input_buffers
 from runtime.model_executor.bucketed_graph_runner import BucketedGraphRunner, ShapeKey, Step
 from runtime.model_executor.cuda_graph_buffer_registry import CudaGraphBufferRegistry
 from runtime.platforms.graph_backend import GraphBackend
@@ -29,41 +31,78 @@ class BreakRecorder:
     """Runs parts of a step outside the recording, which it ends before them and goes on with after them.
 
     A recording becomes a list: recorded pieces, and between them calls that are made anew at each replay and read what
-    holds then.
+    holds then. They are not made while a step is recorded, when nothing has been computed that they could read; what
+    they give is known from the runs that warm the step up.
+
+    Pieces hand over what a call reads, and take what it gives, in `buffers`. All sizes and all layers have the same
+    ones, since nobody needs them when the next piece has begun; otherwise each size would keep queries, keys and values
+    of each layer.
 
     Attributes:
         num_tokens: how many tokens the step that runs now has, padding aside.
         parts: what a replay does, while a step is recorded.
+        buffers: by place among the tensors of a call (-1 for what it gives), shape of a row and dtype.
+
+    Args:
+        backend: what records.
+        share: buffers are shared with other runners of the process, see `input_buffers`.
     """
 
     breaks = True
 
-    def __init__(self, backend: GraphBackend) -> None:
+    def __init__(self, backend: GraphBackend, share: bool = False) -> None:
         self.backend = backend
+        self.share = share
         self.num_tokens = 0
         self.parts: list[Callable[[], None]] | None = None
+        self.buffers: dict[_BufferKey, torch.Tensor] = {}
+        self._given: list[_BufferKey] = []
+        self._breaks = 0
+
+    def start(self) -> None:
+        """A step begins."""
+        self._breaks = 0
 
     # The compiler stops here and goes on behind it: what is left out of the recording is left out of its pieces too.
     @torch.compiler.disable
     def run_eagerly(self, function: Callable[..., torch.Tensor], *args: object) -> torch.Tensor:
         """See `Recorder.run_eagerly`."""
-        size = next(arg.shape[0] for arg in args if isinstance(arg, torch.Tensor))
+        tensors = _tensors_in(args)
+        size = tensors[0].shape[0]
+        number, self._breaks = self._breaks, self._breaks + 1
         if self.parts is None:
-            out = function(*_first_tokens(args, self.num_tokens))
+            with recorded_hooks.left():
+                out = function(*_first_tokens(args, self.num_tokens))
+                if self.backend.records:
+                    self._make_room(number, size, tensors, out)
             return out if out.shape[0] == size else torch.cat((out, out.new_zeros(size - out.shape[0], *out.shape[1:])))
+        places = {id(tensor): self.buffers[_key(i, tensor)][:size] for i, tensor in enumerate(tensors)}
+        for tensor in tensors:
+            places[id(tensor)].copy_(tensor)
+        handed_over = _mapped(args, lambda tensor: places[id(tensor)])
+        out = self.buffers[self._given[number]][:size]
         self.parts.append(self.backend.end())
-        with recorded_hooks.left():
-            live = function(*_first_tokens(args, self.num_tokens))
-        out = live.new_zeros(size, *live.shape[1:])
+
+        live = _looked_up_anew(function)
 
         def again() -> None:
-            out[: self.num_tokens] = function(*_first_tokens(args, self.num_tokens))
-            # What follows may have written to it, and adds to it at every replay.
+            out[: self.num_tokens] = live()(*_first_tokens(handed_over, self.num_tokens))
             out[self.num_tokens :].zero_()
 
         self.parts.append(again)
         self.backend.begin()
-        return out
+        # What follows may write to it, or need it beyond the next call.
+        return out.clone()
+
+    def _make_room(self, number: int, size: int, tensors: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+        given = _key(-1, out)
+        self._given[number : number + 1] = [given]
+        for key in (given, *(_key(i, tensor) for i, tensor in enumerate(tensors))):
+            if key in self.buffers and self.buffers[key].shape[0] >= size:
+                continue
+            buffer = torch.zeros(size, *key.row, dtype=key.dtype, device=out.device)
+            name = f"break {key.place} {key.row}"
+            self.buffers[key] = input_buffers.share_input_buffer(name, buffer) if self.share else buffer
 
 
 class BreakingAttention(AttentionBackend):
@@ -111,7 +150,7 @@ class BreakableCudaGraphRunner(BucketedGraphRunner):
         # Decodes share a step with prompts.
         most = prompts + self.model_runner.max_running_requests
         sizes = capture_sizes.prefill_capture_sizes(most, chosen=args.prefill_graph_sizes)
-        return capture_sizes.filter_for_gather(sizes, capture_sizes.size_multiple(capture_sizes.row_alignment()))
+        return self.aligned(sizes)
 
     def build_registry(self) -> CudaGraphBufferRegistry:
         """See `build_prefill_registry`."""
@@ -120,6 +159,7 @@ class BreakableCudaGraphRunner(BucketedGraphRunner):
             max_bs=self.model_runner.max_running_requests,
             max_num_token=self.capture_sizes[-1],
             share_pool=platforms.current_platform.capabilities.share_input_buffers,
+            **self.gather_options(),
         )
 
     def make_backend(self) -> GraphBackend:
@@ -138,9 +178,14 @@ class BreakableCudaGraphRunner(BucketedGraphRunner):
 
     def make_recorder(self) -> BreakRecorder:
         """One that can leave the recording."""
-        self.breaks = BreakRecorder(self.backend)
+        self.breaks = BreakRecorder(self.backend, platforms.current_platform.capabilities.share_input_buffers)
         self.breaking_attention = BreakingAttention(self.attention_backend, self.breaks)
         return self.breaks
+
+    def addresses(self) -> dict[str, int]:
+        """See `BucketedGraphRunner.addresses`."""
+        handed_over = {f"break {key.place} {key.row} {key.dtype}": t for key, t in self.breaks.buffers.items()}
+        return super().addresses() | {name: tensor.data_ptr() for name, tensor in handed_over.items()}
 
     def capture_keys(self) -> list[ShapeKey]:
         """Each size."""
@@ -181,6 +226,11 @@ class BreakableCudaGraphRunner(BucketedGraphRunner):
 
         return step
 
+    def _run_recorded(self, step: Step) -> torch.Tensor:
+        """See `BucketedGraphRunner._run_recorded`."""
+        self.breaks.start()
+        return super()._run_recorded(step)
+
     def record(self, step: Step, output: torch.Tensor) -> Callable[[], None]:
         """See `BucketedGraphRunner.record`; the recording is in pieces."""
         self.breaks.parts = parts = []
@@ -214,16 +264,51 @@ class BreakableCudaGraphRunner(BucketedGraphRunner):
         return self.model.compute_logits(logits_processor.last_hidden_states(output[: batch.num_tokens], batch))
 
 
+class _BufferKey(NamedTuple):
+    place: int
+    row: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def _key(place: int, tensor: torch.Tensor) -> _BufferKey:
+    return _BufferKey(place, tuple(tensor.shape[1:]), tensor.dtype)
+
+
+def _looked_up_anew(function: Callable[..., torch.Tensor]) -> Callable[[], Callable[..., torch.Tensor]]:
+    """Gives the function; if it is a method, what its object has by that name then: it may have been hooked since."""
+    if isinstance(function, types.MethodType):
+        owner, name = function.__self__, function.__name__
+        if getattr(owner, name, None) == function:
+            return lambda: getattr(owner, name)
+    return lambda: function
+
+
 def _first_tokens(args: Iterable[object], num_tokens: int) -> list[object]:
     """`args`, every tensor among them, or in a dataclass among them, cut to its first `num_tokens` rows."""
-    return [_cut(arg, num_tokens) for arg in args]
+    return _mapped(args, lambda tensor: tensor[:num_tokens])
 
 
-def _cut(arg: object, num_tokens: int) -> object:
-    if isinstance(arg, torch.Tensor):
-        return arg[:num_tokens]
-    if dataclasses.is_dataclass(arg) and not isinstance(arg, type):
-        return dataclasses.replace(
-            arg, **{field.name: _cut(getattr(arg, field.name), num_tokens) for field in dataclasses.fields(arg)}
-        )
-    return arg
+def _mapped(args: Iterable[object], change: Callable[[torch.Tensor], torch.Tensor]) -> list[object]:
+    """`args`, every tensor among them, or in a dataclass among them, changed."""
+    mapped: list[object] = []
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            mapped.append(change(arg))
+        elif dataclasses.is_dataclass(arg) and not isinstance(arg, type):
+            names = [field.name for field in dataclasses.fields(arg)]
+            values = _mapped([getattr(arg, name) for name in names], change)
+            mapped.append(dataclasses.replace(arg, **dict(zip(names, values, strict=True))))
+        else:
+            mapped.append(arg)
+    return mapped
+
+
+def _tensors_in(args: Iterable[object]) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    _mapped(args, note)
+    return found

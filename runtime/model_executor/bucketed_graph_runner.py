@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from runtime.config import GRAPH_CHECK_ENV, ServerArgs
 from runtime.core.errors import ConfigError, EngineError
 from runtime.core.forward_batch import ForwardBatch
 from runtime.layers import recording
+from runtime.model_executor import capture_sizes
 from runtime.model_executor.cuda_graph_buffer_registry import CudaGraphBufferRegistry
 from runtime.model_executor.graph_runner import GraphRunner, RecordableRunner
 from runtime.platforms import graph_backend, probe
@@ -29,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 WARM_UPS = 2
 """How often a step runs before it is recorded: libraries that choose or allocate at first use have then done so."""
+
+COMPILED_ENTRIES = 1 << 16
+"""How often a function may be compiled: sizes times layers."""
 
 Step = Callable[[], torch.Tensor]
 
@@ -66,6 +71,8 @@ class BucketedGraphRunner(GraphRunner):
 
     compiles: ClassVar[bool] = False
     """Steps are compiled whatever the backend."""
+    rows_per_unit: ClassVar[int] = 1
+    """Rows that a unit of the size has: a request brings one token, and a token is one."""
 
     @classmethod
     def check_device(cls, server_args: ServerArgs, device: torch.device) -> None:
@@ -135,6 +142,30 @@ class BucketedGraphRunner(GraphRunner):
 
     # What they share.
 
+    def parallel_sizes(self) -> capture_sizes.ParallelSizes:
+        """How ranks share the rows of a step. There is one rank, so that nothing reads the counts that more ranks would
+        have among the input buffers; a runner for more says so here."""
+        return capture_sizes.ParallelSizes()
+
+    def aligned(self, sizes: Iterable[int]) -> list[int]:
+        """`sizes` as the rows of a step must be, see `capture_sizes.filter_for_gather`."""
+        return capture_sizes.filter_for_gather(
+            sizes, capture_sizes.size_multiple(self.parallel_sizes().alignment(), self.rows_per_unit)
+        )
+
+    def gather_options(self) -> dict[str, Any]:
+        """What a registry has to know of the ranks that share rows: keyword arguments of `build_decode_registry`."""
+        sizes = self.parallel_sizes()
+        gathered = sizes.gathered_buffer()
+        return {
+            "enable_num_token_non_padded": gathered,
+            "require_gathered_buffer": gathered,
+            "require_mlp_tp_gather": sizes.mlp_tp_gather(),
+            "dp_size": sizes.dp_size,
+            "attn_tp_size": sizes.attn_tp_size,
+            "attn_tp_rank": sizes.attn_tp_rank,
+        }
+
     def make_backend(self) -> GraphBackend:
         """The way to record that was asked for, or the platform's first."""
         backend_cls = graph_backend.resolve_graph_backend_cls(self.model_runner.server_args.graph_backend)
@@ -155,10 +186,12 @@ class BucketedGraphRunner(GraphRunner):
                 self.registry.reset_for_capture()
                 try:
                     self.recorded[key] = self.capture_one(key)
-                except RuntimeError as error:  # torch's errors, what a device says of a forbidden operation included
+                # Torch's errors, what a device says of a forbidden operation included, but for one of its compiler's.
+                except (RuntimeError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+                    what = " ".join(str(error).split())[:400]
                     raise ConfigError(
                         f"{type(self).__qualname__} cannot record a step of {key} with"
-                        f" {type(self.backend).__qualname__}: {error}; choose smaller sizes or another graph_backend,"
+                        f" {type(self.backend).__qualname__} ({what}); choose smaller sizes or another graph_backend,"
                         " or switch the graph runner off"
                     ) from error
         logger.info(
@@ -172,19 +205,26 @@ class BucketedGraphRunner(GraphRunner):
 
     def capture_one(self, key: ShapeKey) -> Step:
         """Warm the step of one shape up and record it."""
-        step = self.step_for(key)
+        name = type(self).__qualname__
+        step, warm_ups = self.step_for(key), WARM_UPS - 1
+        # As it is written at first: what is made at first use is made before a compiler looks, and hooks are seen.
+        with recorded_hooks.noticed() as found:
+            output = self._run_recorded(step)
         if self.compiles or self.backend.compiles:
-            step = _compiled(step)
-        step = self._with_recorder(step)
-        for _ in range(WARM_UPS):
-            output = step()
+            recorded_hooks.will_be_compiled(found, name)
+            step, warm_ups = _compiled(step, whole=self.recorder is None or not self.recorder.breaks), WARM_UPS
+        step = functools.partial(self._run_recorded, step)
+        for _ in range(warm_ups):
             platforms.current_platform.synchronize()
+            output = step()
+        platforms.current_platform.synchronize()
         if not self.backend.records:
             return step
         if self._output is None or self._output.shape[0] < output.shape[0]:
             self._output = torch.zeros_like(output)
         output = self._output[: output.shape[0]]
         replay = self.record(step, output)
+        recorded_hooks.were_recorded(found, self)
 
         def run() -> torch.Tensor:
             replay()
@@ -194,14 +234,13 @@ class BucketedGraphRunner(GraphRunner):
 
     def record(self, step: Step, output: torch.Tensor) -> Callable[[], None]:
         """Record `step` with a copy of what it gives to `output`; what is returned does that again."""
-        with recorded_hooks.watched(type(self).__qualname__):
-            self.backend.begin()
-            try:
-                output.copy_(step())
-            except BaseException:
-                self.backend.abort()
-                raise
-            return self.backend.end()
+        self.backend.begin()
+        try:
+            output.copy_(step())
+        except BaseException:
+            self.backend.abort()
+            raise
+        return self.backend.end()
 
     def replay(self, batch: ForwardBatch) -> torch.Tensor:
         """See `GraphRunner.replay`.
@@ -248,22 +287,24 @@ class BucketedGraphRunner(GraphRunner):
                 " that recorded steps read, and do not replace them"
             )
 
-    def _with_recorder(self, step: Step) -> Step:
-        if self.recorder is None:
-            return step
-
-        def run() -> torch.Tensor:
-            with recording.recorded_by(self.recorder):
-                return step()
-
-        return run
+    def _run_recorded(self, step: Step) -> torch.Tensor:
+        """Run a step, its layers being told who records."""
+        with recording.recorded_by(self.recorder):
+            return step()
 
 
-def _compiled(step: Step) -> Step:
+def _compiled(step: Step, whole: bool) -> Step:
+    """The step, compiled. One that is `whole` is an error if there is something in it that cannot be: torch would run
+    that part as it is written."""
     backend: Any = platforms.current_platform.get_compile_backend()
-    compiled: Step = torch.compile(_with_own_code(step), backend=backend, dynamic=False)
-    # Layers that are compiled one by one are told apart by what they are: one entry for each of them and each size.
-    return torch._dynamo.config.patch(recompile_limit=1 << 16, accumulated_recompile_limit=1 << 16)(compiled)
+    compiled: Step = torch.compile(_with_own_code(step), backend=backend, dynamic=False, fullgraph=whole)
+    # Layers that are compiled one by one are told apart by what they are: one entry for each of them and each size. At
+    # the limit torch would run them as they are written, and only log that.
+    return torch._dynamo.config.patch(
+        recompile_limit=COMPILED_ENTRIES,
+        accumulated_recompile_limit=COMPILED_ENTRIES,
+        fail_on_recompile_limit_hit=True,
+    )(compiled)
 
 
 def _with_own_code(step: Any) -> Step:

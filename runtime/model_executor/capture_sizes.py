@@ -13,6 +13,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from runtime.core.errors import ConfigError
 
@@ -196,6 +197,65 @@ def check_parallel_sizes(
         _check_positive("moe_dense_tp_size", moe_dense_tp_size)
         if tp_size % moe_dense_tp_size:
             raise ConfigError(f"moe_dense_tp_size={moe_dense_tp_size} is not valid: it must divide tp_size={tp_size}")
+
+
+@dataclass(frozen=True)
+class ParallelSizes:
+    """How the ranks of a model share the rows of a step; by default there is one rank, and no row is shared.
+
+    Attributes:
+        tp_size, dp_size, enable_dp_attention, moe_dense_tp_size, enable_dp_lm_head, moe_all_to_all: as
+            `require_mlp_tp_gather` takes them.
+        attn_cp_size: ranks of context parallelism, among those that share the attention of a batch.
+        attn_tp_rank: this rank among those that rows are scattered over.
+        num_micro_batches: parts that a step is cut into first.
+    """
+
+    tp_size: int = 1
+    dp_size: int = 1
+    enable_dp_attention: bool = False
+    moe_dense_tp_size: int | None = None
+    enable_dp_lm_head: bool = False
+    moe_all_to_all: bool = False
+    attn_cp_size: int = 1
+    attn_tp_rank: int = 0
+    num_micro_batches: int = 1
+
+    @property
+    def attn_tp_size(self) -> int:
+        """Ranks that rows are scattered over, where they are."""
+        return self.tp_size // (self.dp_size if self.enable_dp_attention else 1) // self.attn_cp_size
+
+    def mlp_tp_gather(self) -> bool:
+        """`require_mlp_tp_gather` of these sizes."""
+        return require_mlp_tp_gather(
+            tp_size=self.tp_size,
+            dp_size=self.dp_size,
+            enable_dp_attention=self.enable_dp_attention,
+            moe_dense_tp_size=self.moe_dense_tp_size,
+            enable_dp_lm_head=self.enable_dp_lm_head,
+            moe_all_to_all=self.moe_all_to_all,
+        )
+
+    def gathered_buffer(self) -> bool:
+        """`require_gathered_buffer` of these sizes."""
+        return require_gathered_buffer(
+            tp_size=self.tp_size,
+            dp_size=self.dp_size,
+            enable_dp_attention=self.enable_dp_attention,
+            moe_dense_tp_size=self.moe_dense_tp_size,
+            enable_dp_lm_head=self.enable_dp_lm_head,
+            moe_all_to_all=self.moe_all_to_all,
+        )
+
+    def alignment(self) -> int:
+        """`row_alignment` of these sizes."""
+        return row_alignment(
+            attn_tp_size=self.attn_tp_size,
+            attn_cp_size=self.attn_cp_size,
+            gathered=self.gathered_buffer(),
+            num_micro_batches=self.num_micro_batches,
+        )
 
 
 def row_alignment(

@@ -9,14 +9,13 @@ own; which slots there are is said in `build_decode_registry` and `build_prefill
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
 from runtime.model_executor import input_buffers
+from runtime.model_executor.graph_fills import FillPlan, VectorCopies
 from runtime.model_executor.graph_slots import AXES, FillContext, GraphSlot, PaddingPolicy
 
 __all__ = [
@@ -36,58 +35,6 @@ MAX_PLANS = 4096
 """Combinations of sizes whose views are kept."""
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The views that a fill of certain sizes needs, made once."""
-
-    context: FillContext
-    zeroed: list[torch.Tensor]
-    filled: list[tuple[torch.Tensor, float]]
-    heads: list[tuple[GraphSlot, torch.Tensor]]
-    post_fills: list[tuple[GraphSlot, torch.Tensor]]
-    expected: _Expected | None
-
-
-class _Expected:
-    """The copies of a fill for the batch that is expected: every field there, in the shape and dtype of its slot.
-
-    A fill is all Python costs of a step but the launch: what is looked at here is what it takes to be sure.
-    """
-
-    def __init__(self, heads: list[tuple[GraphSlot, torch.Tensor]]) -> None:
-        self.groups = []
-        for dtype in {slot.dtype: None for slot, _ in heads}:
-            of_dtype = [(slot.name, head) for slot, head in heads if slot.dtype is dtype]
-            names, destinations = [list(column) for column in zip(*of_dtype, strict=True)]
-            # The first name twice: with one name alone, attrgetter gives no tuple.
-            getter = operator.attrgetter(names[0], *names)
-            self.groups.append((dtype, getter, [head.numel() for _, head in of_dtype], destinations))
-
-    @staticmethod
-    def of(heads: list[tuple[GraphSlot, torch.Tensor]], device: torch.device) -> _Expected | None:
-        """None if a slot asks for more than that: a source of its own, another device, several dimensions."""
-        plain = all(
-            slot.source_fn is None and head.device == device and head.dim() == 1 and slot.name.isidentifier()
-            for slot, head in heads
-        )
-        return _Expected(heads) if plain else None
-
-    def copies(self, forward_batch: Any) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]] | None:
-        """What is to be copied; None if the batch is not as expected."""
-        copies = []
-        try:
-            for dtype, getter, numels, destinations in self.groups:
-                _, *sources = getter(forward_batch)
-                for source, numel in zip(sources, numels):  # noqa: B905  (as long as each other, and checking costs)
-                    # As many elements in another shape are no vector, which torch refuses to copy.
-                    if source.numel() != numel or source.dtype is not dtype:
-                        return None
-                copies.append((destinations, sources))
-        except AttributeError:  # no such field, or no tensor
-            return None
-        return copies
-
-
 class CudaGraphBufferRegistry:
     """Owns or adopts the input buffers of recorded steps, and fills them.
 
@@ -105,7 +52,9 @@ class CudaGraphBufferRegistry:
         self.share_pool = share_pool
         self._slots: dict[str, GraphSlot] = {}
         self._disabled: dict[str, GraphSlot] = {}
-        self._plans: dict[tuple[int, int, int, int], _Plan] = {}
+        self._plans: dict[tuple[int, int, int, int], FillPlan] = {}
+        self._views: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
+        self._paddings: dict[tuple[torch.dtype, float], torch.Tensor] = {}
 
     def register_slot(self, slot: GraphSlot, bind: torch.Tensor | None = None) -> GraphSlot:
         """Add a slot and give it its buffer.
@@ -139,6 +88,7 @@ class CudaGraphBufferRegistry:
             self._initialise(slot)
         self._slots[slot.name] = slot
         self._plans.clear()
+        self._views.clear()
         return slot
 
     def has_slot(self, name: str) -> bool:
@@ -166,9 +116,15 @@ class CudaGraphBufferRegistry:
         Raises:
             RuntimeError: the sizes are larger than the buffers.
         """
-        context = FillContext(padded_bs, padded_bs, padded_num_tokens, padded_num_tokens)
-        self._check_sizes(context)
-        return {name: _head(slot, context) for name, slot in self._slots.items()}
+        views = self._views.get((padded_bs, padded_num_tokens))
+        if views is None:
+            context = FillContext(padded_bs, padded_bs, padded_num_tokens, padded_num_tokens)
+            self._check_sizes(context)
+            if len(self._views) >= MAX_PLANS:
+                self._views.clear()
+            views = {name: _head(slot, context) for name, slot in self._slots.items()}
+            self._views[padded_bs, padded_num_tokens] = views
+        return dict(views)
 
     def fill_from(
         self,
@@ -200,21 +156,14 @@ class CudaGraphBufferRegistry:
         plan = self._plans.get((raw_bs, padded_bs, raw_num_tokens, padded_num_tokens))
         if plan is None:
             plan = self._plan(FillContext(raw_bs, padded_bs, raw_num_tokens, padded_num_tokens))
-        context = plan.context
-        if pp_proxy_tensors is not None:
-            context = dataclasses.replace(context, pp_proxy_tensors=pp_proxy_tensors)
-        copies = None if plan.expected is None else plan.expected.copies(forward_batch)
-        if copies is None:
-            copies = self._copies(plan, forward_batch, context)
-        if plan.zeroed:
-            torch._foreach_zero_(plan.zeroed)
-        for tail, value in plan.filled:
-            tail.fill_(value)
-        for destinations, sources in copies:
-            torch._foreach_copy_(destinations, sources)
-        for slot, buffer in plan.post_fills:
-            assert slot.post_fill is not None, "chosen for having one"
-            slot.post_fill(buffer, forward_batch, context)
+        vectors = plan.vectors
+        if vectors is None or not vectors.copied(forward_batch):
+            self._fill(plan, forward_batch, pp_proxy_tensors)
+        if plan.post_fills:
+            context = dataclasses.replace(plan.context, pp_proxy_tensors=pp_proxy_tensors)
+            for slot, buffer in plan.post_fills:
+                assert slot.post_fill is not None, "chosen for having one"
+                slot.post_fill(buffer, forward_batch, context)
 
     def extract_buffer(self, padded_bs: int, padded_num_tokens: int, forward_batch_template: BatchT) -> BatchT:
         """A batch whose tensors are the buffers, as a recorded step reads them.
@@ -266,9 +215,9 @@ class CudaGraphBufferRegistry:
                 f" {self.max_num_tokens}: choose a size that holds the batch and was registered for"
             )
 
-    def _plan(self, context: FillContext) -> _Plan:
+    def _plan(self, context: FillContext) -> FillPlan:
         self._check_sizes(context)
-        plan = _Plan(context, [], [], [], [], None)
+        plan = FillPlan(context)
         for slot in self._slots.values():
             assert slot.buffer is not None, "enabled slots have a buffer"
             sizes = slot.sizes(context)
@@ -285,16 +234,54 @@ class CudaGraphBufferRegistry:
                 plan.heads.append((slot, raw))
             if slot.post_fill is not None:
                 plan.post_fills.append((slot, _head(slot, context)))
-        plan = dataclasses.replace(plan, expected=_Expected.of(plan.heads, self.device))
         if len(self._plans) >= MAX_PLANS:
             self._plans.clear()
         sizes_key = (context.raw_bs, context.padded_bs, context.raw_num_tokens, context.padded_num_tokens)
         self._plans[sizes_key] = plan
         return plan
 
+    def _vectors(self, plan: FillPlan, forward_batch: Any) -> VectorCopies | None:
+        """None if a slot asks for more: a source of its own, another device, several dimensions, a field that is not
+        there."""
+        tails = [*((tail, 0.0) for tail in plan.zeroed), *plan.filled]
+        sources: list[torch.Tensor] = []
+        for slot, _ in plan.heads:
+            source = getattr(forward_batch, slot.name, None)
+            if slot.source_fn is not None or not isinstance(source, torch.Tensor):
+                return None
+            sources.append(source)
+        tensors = [*(head for _, head in plan.heads), *(tail for tail, _ in tails), *sources]
+        if not sources or any(t.dim() != 1 or t.device != tensors[0].device for t in tensors):
+            return None
+        return VectorCopies(plan.heads, sources, [(tail, self._padding(tail, value)) for tail, value in tails])
+
+    def _padding(self, tail: torch.Tensor, value: float) -> torch.Tensor:
+        """As many elements as `tail` has, of which each is `value`."""
+        key = (tail.dtype, value)
+        if key not in self._paddings:
+            length = max(self.max_bs, self.max_num_tokens)
+            self._paddings[key] = torch.full((length,), value, dtype=tail.dtype, device=tail.device)
+        return self._paddings[key][: tail.shape[0]]
+
+    def _fill(self, plan: FillPlan, forward_batch: Any, pp_proxy_tensors: Mapping[str, torch.Tensor] | None) -> None:
+        """`fill_from` for any batch, and what prepares the next ones of these sizes."""
+        context = plan.context
+        if pp_proxy_tensors is not None:
+            context = dataclasses.replace(context, pp_proxy_tensors=pp_proxy_tensors)
+        copies = self._copies(plan, forward_batch, context)
+        if plan.zeroed:
+            torch._foreach_zero_(plan.zeroed)
+        for tail, value in plan.filled:
+            tail.fill_(value)
+        for destinations, sources in copies:
+            torch._foreach_copy_(destinations, sources)
+        plan.fills += 1
+        if plan.fills == 2:  # prompts seldom come in the same sizes again
+            plan.vectors = self._vectors(plan, forward_batch)
+
     @staticmethod
     def _copies(
-        plan: _Plan, forward_batch: Any, context: FillContext
+        plan: FillPlan, forward_batch: Any, context: FillContext
     ) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:
         """What is to be copied, grouped so that one call can do it. Raises before anything is written."""
         groups: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}

@@ -39,7 +39,7 @@ class CudaGraphRunner(BucketedGraphRunner):
         sizes = capture_sizes.decode_capture_sizes(
             self.model_runner.max_running_requests, chosen=self.model_runner.server_args.decode_graph_sizes
         )
-        return capture_sizes.filter_for_gather(sizes, capture_sizes.size_multiple(capture_sizes.row_alignment()))
+        return self.aligned(sizes)
 
     def choose_capture_lengths(self) -> list[int]:
         """Lengths of the longest sequence, ascending, up to the context length."""
@@ -53,6 +53,7 @@ class CudaGraphRunner(BucketedGraphRunner):
             max_num_token=self.capture_sizes[-1],
             seq_len_fill_value=PADDING_SEQ_LEN,
             share_pool=platforms.current_platform.capabilities.share_input_buffers,
+            **self.gather_options(),
         )
 
     def make_recorder(self) -> recording.Recorder | None:

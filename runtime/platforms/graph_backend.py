@@ -146,14 +146,15 @@ class DeviceGraphBackend(GraphBackend):
 
     def begin(self) -> None:
         """See `GraphBackend.begin`."""
-        sharing = next(iter(type(self)._graphs), None)
-        self._graph = self.new_graph(None if sharing is None else sharing.pool())
+        # A pool lives as long as one of its graphs does; one that has ended cannot be taken up again.
+        pool = next((graph.pool() for graph in self._graphs), None)
+        self._graph = self.new_graph(pool)
 
     def end(self) -> Callable[[], None]:
         """See `GraphBackend.end`."""
         graph, self._graph = self._graph, None
         graph.capture_end()
-        type(self)._graphs.add(graph)
+        self._graphs.add(graph)
         replay: Callable[[], None] = graph.replay
         return replay
 

@@ -1,21 +1,46 @@
-"""Hooks that were recorded: they ran when a step was captured, and a replay of the step runs none of them.
+"""Hooks that sit in a step which is recorded or compiled, where a hook is not what it is elsewhere.
 
 What a device replays is what hooks did on it at capture, without Python. Whoever lists hooks is told, because such a
-hook looks alive and never runs again.
+hook looks alive and never runs again. A compiled step does what its hooks do, but what counts their calls would have it
+compiled anew at each.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
+import pkgutil
+import sys
+import types
 import warnings
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import hookery
+from hookery.registry import observers
 
-_recorded: dict[tuple[str, str], str] = {}
-# How often each hook had run when the recording began or was last gone on with; None while nothing is recorded.
-_before: dict[tuple[str, str], int] | None = None
+Place = tuple[str, int]
+"""Where a function is written: file and first line."""
+
+
+class Noticed:
+    """What ran in a step.
+
+    Attributes:
+        hooks: the hooks that ran in it.
+        places: the functions that ran in it.
+    """
+
+    def __init__(self) -> None:
+        self.hooks: list[hookery.Hook] = []
+        self.places: set[Place] = set()
+
+
+# How often each hook had run when the step began or was last gone on with; None while nobody wants to know.
+_before: dict[hookery.Hook, int] | None = None
+# Who has recorded steps, with the functions in them, and the hooks that were looked at.
+_recorded: weakref.WeakKeyDictionary[object, set[Place | None]] = weakref.WeakKeyDictionary()
+_looked_at: weakref.WeakSet[hookery.Hook] = weakref.WeakSet()
 
 
 class RecordedHookWarning(UserWarning):
@@ -23,60 +48,105 @@ class RecordedHookWarning(UserWarning):
 
 
 @contextmanager
-def watched(recorder: str) -> Iterator[None]:
-    """A context in which a step is recorded by `recorder`; hooks that run in it are warned about and remembered.
+def noticed() -> Iterator[Noticed]:
+    """A context in which a step runs as it is written, and that tells what has run in it, but for what ran only where
+    it is `left`.
 
     Needs counting (`hookery.registry.counting`), which every process of the runtime has switched on.
     """
     global _before
+    found = Noticed()
+    profiler = sys.getprofile()
+
+    def note(frame: types.FrameType, event: str, _: object) -> None:
+        # A nested function is many, by one place: each generator that was made a context manager, for one.
+        if event == "call" and not frame.f_code.co_flags & inspect.CO_NESTED:
+            found.places.add((frame.f_code.co_filename, frame.f_code.co_firstlineno))
+
     _before = _calls()
+    sys.setprofile(note)
     try:
-        yield
-        inside = _ran()
+        yield found
+        found.hooks += _ran()
     finally:
+        sys.setprofile(profiler)
         _before = None
-    for target, hook in inside:
-        _recorded[target, hook] = recorder
-        warnings.warn(f"{hook} on {target} {_explanation(recorder)}", RecordedHookWarning, stacklevel=3)
 
 
 @contextmanager
 def left() -> Iterator[None]:
-    """A context in which the recording is left: hooks that run in it alone run at each replay too."""
+    """A context in which what runs is no part of the step that is recorded or compiled."""
     global _before
     if _before is None:
         yield
         return
-    inside = _ran()
+    inside, profiler = _ran(), sys.getprofile()
+    sys.setprofile(None)
     try:
         yield
     finally:
-        # What has run in the recording so far must still show at its end.
-        _before = {key: calls - (key in inside) for key, calls in _calls().items()}
+        sys.setprofile(profiler)
+        # What has run in the step so far must still show at its end.
+        _before = {hook: calls - (hook in inside) for hook, calls in _calls().items()}
 
 
-def annotated(records: Sequence[hookery.HookRecord]) -> list[hookery.HookRecord]:
-    """`records`, those of hooks that were recorded saying so in their detail."""
-    return [
-        dataclasses.replace(record, detail="; ".join(filter(None, (record.detail, _explanation(recorder)))))
-        if (recorder := _recorded.get((record.target, record.hook))) is not None
-        else record
-        for record in records
-    ]
+def were_recorded(found: Noticed, recorder: object) -> None:
+    """`recorder`, a graph runner, has recorded a step: warn of the hooks in it, and of those that come to be applied on
+    a function in it later, and let every listing of the process's hooks say so, `hookery ps --json` and
+    `hookery list --process` included."""
+    name = type(recorder).__qualname__
+    for hook in found.hooks:
+        _note(hook, f"is in a step that {name} has recorded: it ran at capture and does not run at replay")
+    if _look_at_new_hooks not in observers:
+        observers.append(_look_at_new_hooks)
+    _recorded.setdefault(recorder, set()).update(found.places)
+    _looked_at.update(hook for hook in hookery.registry.hooks() if hook.state is hookery.HookState.APPLIED)
 
 
-def _ran() -> set[tuple[str, str]]:
-    """The hooks that have run in the recording, and were not known to."""
+def _look_at_new_hooks(registry: hookery.HookRegistry) -> None:
+    if registry is not hookery.registry:
+        return
+    for hook in registry.hooks():
+        if hook.state is hookery.HookState.APPLIED and hook not in _looked_at:
+            _looked_at.add(hook)
+            place = _place_of(hook.target)
+            for recorder in [recorder for recorder, places in _recorded.items() if place in places]:
+                name = type(recorder).__qualname__
+                _note(hook, f"is on part of a step that {name} recorded before: it does not run at replay")
+
+
+def _place_of(target: str) -> Place | None:
+    """Where the function is written that a target's name leads to, under the hooks; None if it is no such thing."""
+    try:
+        found = pkgutil.resolve_name(target)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    if isinstance(found, property):
+        found = found.fget
+    code = getattr(inspect.unwrap(found), "__code__", None) if callable(found) else None
+    return None if code is None else (code.co_filename, code.co_firstlineno)
+
+
+def _note(hook: hookery.Hook, what: str) -> None:
+    note = f"{what}; hook what runs at every step, or switch the graph runner off"
+    if note not in hook.notes:
+        hookery.add_note(hook, note)
+        warnings.warn(f"{hook.function_name} on {hook.target} {note}", RecordedHookWarning, stacklevel=4)
+
+
+def will_be_compiled(found: Noticed, compiler: str) -> None:
+    """`compiler` is to compile a step: count calls of the hooks in it no more, which would have it compiled anew at
+    each, and let every listing say so."""
+    for hook in found.hooks:
+        if hook.counted:
+            hookery.set_counted(hook, False)
+            hookery.add_note(hook, f"is in a step that {compiler} has compiled: its calls are not counted")
+
+
+def _ran() -> list[hookery.Hook]:
     before = _before or {}
-    return {key for key, calls in _calls().items() if calls > before.get(key, 0) and key not in _recorded}
+    return [hook for hook, calls in _calls().items() if calls > before.get(hook, 0)]
 
 
-def _calls() -> dict[tuple[str, str], int]:
-    return {(record.target, record.hook): record.calls or 0 for record in hookery.applied_hooks()}
-
-
-def _explanation(recorder: str) -> str:
-    return (
-        f"is in a step that {recorder} has recorded: it ran at capture and does not run at replay; hook what runs at"
-        " every step, or switch the graph runner off"
-    )
+def _calls() -> dict[hookery.Hook, int]:
+    return {hook: hook.calls for hook in hookery.registry.hooks()}

@@ -126,6 +126,22 @@ class TestCounting:
         asyncio.run(shop.fetch("tea"))
         assert [record.calls for record in registry.applied_hooks()] == [1]
 
+    def test_is_switched_while_a_hook_stands(self, shop: types.ModuleType, registry: HookRegistry) -> None:
+        hook = registry.register("shop.price", note, HookType.BEFORE, count=True)
+        registry.apply_hooks()
+        stand_in = shop.price
+        seen = []
+        for counted in (True, False, False, True):
+            hookery.set_counted(hook, counted)
+            shop.price("tea")
+            seen.append((registry.applied_hooks()[0].calls, hook.calls))
+        assert seen == [(1, 1), (None, 1), (None, 1), (2, 2)]
+        assert shop.price is stand_in
+        gone = registry.register("shop.fetch", note, HookType.BEFORE)
+        registry.reset()
+        with pytest.raises(hookery.HookError, match="is not registered"):
+            hookery.set_counted(gone, True)
+
     def test_counting_a_coroutine_hook_does_not_hide_that_it_is_one(
         self, shop: types.ModuleType, registry: HookRegistry
     ) -> None:
@@ -161,11 +177,29 @@ class TestRecords:
             "reason": "because",
             "ran": False,
             "calls": None,
+            "notes": [],
         }
         assert expected.items() <= record.to_dict().items()
         assert list(record.to_dict()) == [field.name for field in dataclasses.fields(record)]
         assert json.loads(json.dumps(record.to_dict())) == record.to_dict()
         assert hookery.HookRecord(**record.to_dict()) == record
+
+    def test_a_program_can_say_something_of_a_hook(self, shop: types.ModuleType, registry: HookRegistry) -> None:
+        hook = registry.register("shop.price", note, HookType.BEFORE)
+        registry.apply_hooks()
+        for _ in range(2):
+            hookery.add_note(hook, "runs at noon only")
+        hookery.add_note(hook, "is slow")
+        (record,) = registry.applied_hooks()
+        assert record.notes == ("runs at noon only", "is slow")
+        assert hookery.HookRecord(**json.loads(json.dumps(record.to_dict()))) == record
+        table = hookery.format_table({"main": [record]}).splitlines()
+        assert table[-2:] == ["main: note runs at noon only", "main: note is slow"]
+        assert "; runs at noon only; is slow" in str(registry.explain("shop.price"))
+        gone = hook
+        registry.reset()
+        with pytest.raises(hookery.HookError, match=r"BEFORE .*note on shop\.price is not registered"):
+            hookery.add_note(gone, "unknown")
 
     def test_they_come_in_the_order_of_registration(self, shop: types.ModuleType, registry: HookRegistry) -> None:
         for target in ("shop.price", "elsewhere.price", "shop.Till.sell"):

@@ -166,6 +166,11 @@ class TestALiveProcess:
         program.run("hookery.registry.reset()")
         assert states_of(program.pid) == {}
 
+    def test_says_what_the_program_says_of_a_hook(self, start: Start) -> None:
+        program = start().run("import textwrap; register('textwrap.dedent'); hookery.registry.apply_hooks()")
+        program.run("hookery.add_note(hookery.registry.hooks()[0], 'runs at start only')")
+        assert hooks_of(published()[program.pid])["textwrap.dedent"].notes == ("runs at start only",)
+
     def test_says_nothing_without_hooks(self, start: Start, states: Path) -> None:
         start().run("hookery.load_plugins()")
         assert published() == {}

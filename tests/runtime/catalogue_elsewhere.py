@@ -101,8 +101,9 @@ ELSEWHERE = MappingProxyType(
             [f"{_PLATFORM}.get_compile_backend", _PIECEWISE],
             _at(
                 _PIECEWISE,
-                "check_device make_backend choose_capture_sizes build_registry make_recorder capture_keys capture"
-                " capture_one step_for fill build_replay_fb_view replay logits_of init_replay_metadata record addresses"
+                "check_device make_backend parallel_sizes aligned gather_options choose_capture_sizes build_registry"
+                " make_recorder capture_keys capture capture_one step_for fill build_replay_fb_view replay logits_of"
+                " init_replay_metadata record addresses"
                 " check_addresses can_run key_for",
             ),
         ),
@@ -129,7 +130,6 @@ ELSEWHERE = MappingProxyType(
             [f"{_SLOTS}.PagedTokenToKVPoolAllocator.alloc", f"{_EXECUTOR}.model_runner.ModelRunner.release"],
         ),
         "somebody writes a graph runner": _all(
-            _at(_SIZES, "require_mlp_tp_gather require_attn_tp_gather require_gathered_buffer check_parallel_sizes"),
             [f"{_BUFFERS}.local_num_token_non_padded"],
             _at(f"{_BUFFERS}.CudaGraphBufferRegistry", "has_slot slot_names slot addresses"),
             _at(f"{_EXECUTOR}.input_buffers", "share_input_buffers_in forget_shared_buffers"),

@@ -194,6 +194,43 @@ class TestAlignment:
     def test_context_parallelism_divides_without_a_gather_too(self) -> None:
         assert capture_sizes.row_alignment(attn_tp_size=8, attn_cp_size=3, gathered=False) == 3
 
+    def test_the_sizes_of_one_rank_ask_for_nothing(self) -> None:
+        alone = capture_sizes.ParallelSizes()
+        assert (alone.alignment(), alone.attn_tp_size) == (1, 1)
+        assert not alone.gathered_buffer()
+        assert not alone.mlp_tp_gather()
+
+    def test_parallel_sizes_say_what_the_functions_say_of_them(self) -> None:
+        seen = set()
+        for tp, dp, attention, dense, head, exchange, micro in itertools.product(
+            (1, 2, 4, 8), (1, 2, 4), (False, True), (None, 1, 2), (False, True), (False, True), (1, 2)
+        ):
+            if (attention and (dp == 1 or tp % dp)) or (dense is not None and tp % dense):
+                continue
+            shared = {
+                "tp_size": tp,
+                "dp_size": dp,
+                "enable_dp_attention": attention,
+                "moe_dense_tp_size": dense,
+                "enable_dp_lm_head": head,
+                "moe_all_to_all": exchange,
+            }
+            for cp in (1, 2):
+                group = tp // dp if attention else tp
+                if group % cp:
+                    continue
+                sizes = capture_sizes.ParallelSizes(**shared, attn_cp_size=cp, num_micro_batches=micro)
+                gathered = capture_sizes.require_gathered_buffer(**shared)
+                assert sizes.attn_tp_size * cp == group
+                assert sizes.gathered_buffer() is gathered
+                assert sizes.mlp_tp_gather() is capture_sizes.require_mlp_tp_gather(**shared)
+                expected = capture_sizes.row_alignment(
+                    attn_tp_size=group // cp, attn_cp_size=cp, gathered=gathered, num_micro_batches=micro
+                )
+                assert sizes.alignment() == expected
+                seen.add(expected)
+        assert {1, 2, 4, 8, 16} <= seen
+
     @pytest.mark.parametrize("name", ["attn_tp_size", "attn_cp_size", "num_micro_batches"])
     def test_sizes_below_one_are_refused(self, name: str) -> None:
         with pytest.raises(ConfigError, match=f"{name}=0"):

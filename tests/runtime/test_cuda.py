@@ -80,7 +80,7 @@ def test_recorded_steps_of_other_kinds_of_attention_say_what_they_say_as_written
     code = f"""
 import os
 os.environ["{GRAPH_CHECK_ENV}"] = "1"
-from tests.runtime.test_graph_runners import generate, make_runner
+from tests.runtime.graph_runs import generate, make_runner
 from tests.runtime.checkpoints import random_prompts
 
 arrivals = [random_prompts((5, 6), vocab_size=100), [], random_prompts((12,), vocab_size=100)]

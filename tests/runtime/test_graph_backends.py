@@ -142,9 +142,10 @@ class TestDeviceGraphs:
             "begin 2 pool=the pool thread_local",
         ]
 
-    def test_a_pool_whose_recordings_have_gone_is_not_asked_for(
+    def test_a_pool_that_nobody_uses_any_more_is_not_taken_up_again(
         self, mocker: MockerFixture, log: list[str], device: Any
     ) -> None:
+        # Torch fails an internal assertion there: the pool has ended with its last graph.
         for _ in range(2):
             with device(mocker, log) as backend, backend.capture_session():
                 backend.begin()
@@ -164,7 +165,7 @@ class TestDeviceGraphs:
             backend.abort()
             backend.abort()
             assert backend._graph is None
-            assert not type(backend)._graphs
+            assert not backend._graphs
         assert log == ["begin 1 pool=None thread_local", "end 1"]
 
     def test_an_error_that_ends_a_capture_is_raised_once(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from pytest_mock import MockerFixture
 
 import hookery
-from hookery import HookRegistry, HookType
+from hookery import HookRegistry, HookType, state_files
 from runtime.config import ServerArgs
 from runtime.core.request import Request
 from runtime.core.sampling_params import SamplingParams
@@ -33,12 +34,12 @@ def surroundings(mocker: MockerFixture) -> Iterator[None]:
     backends = {"tape": TapeGraphBackend, **CpuSRTPlatform().get_graph_backends()}
     mocker.patch.object(CpuSRTPlatform, "get_graph_backends", return_value=backends)
     mocker.patch.object(CpuSRTPlatform, "get_compile_backend", return_value="eager")
-    mocker.patch.dict(recorded_hooks._recorded, clear=True)
     mocker.patch.object(hookery.registry, "counting", True)
+    recorded_hooks._recorded.clear()
     input_buffers.forget_shared_buffers()
     torch.compiler.reset()
     yield
-    hookery.registry.revert()
+    hookery.registry.reset()
     input_buffers.forget_shared_buffers()
 
 
@@ -64,6 +65,10 @@ def hook(*targets: str) -> None:
     for target in targets:
         hookery.registry.register(target, passing, HookType.BEFORE)
     hookery.registry.apply_hooks(strict=True)
+
+
+def notes(records: Iterable[hookery.HookRecord]) -> dict[str, tuple[str, ...]]:
+    return {record.target: record.notes for record in records}
 
 
 def calls() -> dict[str, int]:
@@ -99,11 +104,25 @@ class TestRecordedHooks:
         after = calls()
         assert after[MODEL_FORWARD] == before[MODEL_FORWARD] + 1, "the prompt; the decode was a replay"
         assert after[REPLAY] == before[REPLAY] + 1
-        details = {r.target: r.detail for r in recorded_hooks.annotated(hookery.applied_hooks())}
-        assert "CudaGraphRunner has recorded" in details[MODEL_FORWARD]
-        assert details[FILTER] == details[REPLAY] == ""
-        table = hookery.format_table({"scheduler": recorded_hooks.annotated(hookery.applied_hooks())})
-        assert "does not run at replay" in table
+        noted = notes(hookery.applied_hooks())
+        (note,) = noted[MODEL_FORWARD]
+        assert note.startswith("is in a step that CudaGraphRunner has recorded")
+        assert noted[FILTER] == noted[REPLAY] == ()
+        assert f"passing {note}" in hookery.format_table({"scheduler": hookery.applied_hooks()})
+        processes, _ = state_files.read_processes()
+        (this,) = (process for process in processes if process.pid == os.getpid())
+        assert notes(this.records)[MODEL_FORWARD] == (note,), "what `hookery list --process` shows"
+
+    def test_a_hook_that_comes_too_late_for_the_recording_is_too(self, llama_checkpoint: Path) -> None:
+        runner = make_runner(llama_checkpoint, decode_graph="on", prefill_graph="breakable")
+        with pytest.warns(recorded_hooks.RecordedHookWarning) as seen:
+            hook(MODEL_FORWARD, REPLAY, ATTENTION)
+        assert [w.category for w in seen] == [recorded_hooks.RecordedHookWarning] * 3
+        run(runner)
+        assert calls() == {MODEL_FORWARD: 0, REPLAY: 1, ATTENTION: 3}, "attention of the prompt is left out of it"
+        noted = notes(hookery.applied_hooks())
+        assert {target: len(said) for target, said in noted.items()} == {MODEL_FORWARD: 2, REPLAY: 0, ATTENTION: 1}
+        assert "CudaGraphRunner recorded before: it does not run at replay" in noted[ATTENTION][0]
 
     def test_a_hook_where_the_recording_is_left_is_not(self, llama_checkpoint: Path) -> None:
         hook(ATTENTION)
@@ -118,7 +137,35 @@ class TestRecordedHooks:
         hook(ATTENTION, "runtime.layers.linear.Linear.forward_add")
         with pytest.warns(recorded_hooks.RecordedHookWarning, match="forward_add is in a step that Breakable"):
             make_runner(llama_checkpoint, prefill_graph="breakable")
-        assert {target for target, _ in recorded_hooks._recorded} == {"runtime.layers.linear.Linear.forward_add"}
+        noted = {target for target, said in notes(hookery.applied_hooks()).items() if said}
+        assert noted == {"runtime.layers.linear.Linear.forward_add"}
+
+    @pytest.mark.parametrize(
+        "graphs", [{"decode_graph": "on", "graph_backend": "compiled"}, {"prefill_graph": "piecewise"}]
+    )
+    def test_a_hook_in_what_is_compiled_is_not_counted(
+        self, llama_checkpoint: Path, mocker: MockerFixture, graphs: dict[str, Any]
+    ) -> None:
+        # A step that counts is another step each time, and would be compiled anew for each token.
+        compiled = []
+
+        def compiler(graph: torch.fx.GraphModule, example_inputs: Any) -> Any:
+            compiled.append(graph)
+            return graph
+
+        mocker.patch.object(CpuSRTPlatform, "get_compile_backend", return_value=compiler)
+        norm = "runtime.layers.layernorm.RMSNorm.forward"
+        hook(norm, REPLAY, ATTENTION)
+        runner = make_runner(llama_checkpoint, **{"graph_backend": "plain"} | graphs)
+        at_capture, counted = len(compiled), calls()
+        for _ in range(2):
+            run(runner)
+        assert len(compiled) == at_capture > 0
+        (record,) = (record for record in hookery.applied_hooks() if record.target == norm)
+        assert (record.ran, record.calls) == (True, None)
+        assert record.notes[0].endswith("GraphRunner has compiled: its calls are not counted")
+        seen = REPLAY if "decode_graph" in graphs else ATTENTION
+        assert calls()[seen] > counted[seen], "where the step is left, hooks are counted as ever"
 
     def test_nothing_is_recorded_where_steps_run_again(self, llama_checkpoint: Path) -> None:
         hook(MODEL_FORWARD)
@@ -128,5 +175,4 @@ class TestRecordedHooks:
         before = calls()[MODEL_FORWARD]
         run(runner)
         assert calls()[MODEL_FORWARD] == before + 2
-        assert not recorded_hooks._recorded
-        assert all(not record.detail for record in recorded_hooks.annotated(hookery.applied_hooks()))
+        assert notes(hookery.applied_hooks()) == {MODEL_FORWARD: ()}

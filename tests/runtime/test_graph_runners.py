@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,149 +13,71 @@ import pytest
 import torch
 from pytest_mock import MockerFixture
 
-from runtime.config import GRAPH_CHECK_ENV, ServerArgs
+from runtime.config import GRAPH_CHECK_ENV
 from runtime.core.errors import ConfigError, EngineError
 from runtime.core.request import Request
 from runtime.core.sampling_params import SamplingParams
 from runtime.layers import recording
 from runtime.layers.moe import Experts
 from runtime.mem_cache.memory_pool import AttentionKind
-from runtime.model_executor import capture_sizes, input_buffers
+from runtime.model_executor import capture_sizes
 from runtime.model_executor.breakable_cuda_graph_runner import BreakableCudaGraphRunner
 from runtime.model_executor.bucketed_graph_runner import BucketedGraphRunner, ShapeKey
 from runtime.model_executor.cuda_graph_runner import CudaGraphRunner
 from runtime.model_executor.model_runner import ModelRunner
 from runtime.model_executor.piecewise_cuda_graph_runner import PiecewiseCudaGraphRunner
-from runtime.platforms import probe
 from runtime.platforms.cpu import CpuSRTPlatform
-from runtime.sampling.sampler import SamplingBatch
 from tests.runtime.checkpoints import random_prompts
-from tests.runtime.families import make_checkpoint
+from tests.runtime.graph_runs import (
+    FAMILIES,
+    LENGTHS,
+    NEW_TOKENS,
+    PREFILL_SIZES,
+    counted,
+    generate,
+    make_runner,
+    poison,
+    surroundings,
+)
 from tests.runtime.tape_backend import TapeGraphBackend
 
-FAMILIES = {AttentionKind.MHA: "llama", AttentionKind.MLA: "deepseek-v2", AttentionKind.NSA: "deepseek-v32"}
-DECODE_SIZES, PREFILL_SIZES = (2, 4), (8, 16)
-NEW_TOKENS = 4
-# Around the edges of the buckets, one below, on and above; 3 is too few for the smallest, 40 too many for the largest.
-LENGTHS = (3, 4, 7, 8, 9, 15, 16, 17, 40)
-POISON = 2**40
+__all__ = ["surroundings"]
+
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            made[name] = make_checkpoint(tmp_path_factory.mktemp(name), name)
-        return made[name]
-
-    return get
-
-
-@pytest.fixture(autouse=True)
-def surroundings(mocker: MockerFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    backends = {**CpuSRTPlatform().get_graph_backends(), "tape": TapeGraphBackend}
-    mocker.patch.object(CpuSRTPlatform, "get_graph_backends", return_value=backends)
-    # Compiling is tested by itself: here it is enough that pieces are taken apart and put together.
-    mocker.patch.object(CpuSRTPlatform, "get_compile_backend", return_value="eager")
-    # What is logged and compiled is then the runner's; whether a device can record is asked in test_probe.
-    mocker.patch.object(probe, "check_graph_capture")
-    mocker.patch.object(probe, "check_compiler")
-    monkeypatch.setenv(GRAPH_CHECK_ENV, "1")
-    input_buffers.forget_shared_buffers()
-    TapeGraphBackend.log.clear()
-    torch.compiler.reset()
-    yield
-    input_buffers.forget_shared_buffers()
-
-
-def make_runner(directory: Path, **args: Any) -> ModelRunner:
-    args = {
-        "max_running_requests": 8,
-        "max_total_tokens": 2048,
-        "disable_radix_cache": True,
-        "decode_graph_sizes": DECODE_SIZES,
-        "prefill_graph_sizes": PREFILL_SIZES,
-        "graph_backend": "tape",
-    } | args
-    return ModelRunner(ServerArgs(str(directory), dtype="float32", **args))
-
-
-def generate(runner: ModelRunner, arrivals: list[list[list[int]]], new_tokens: int = NEW_TOKENS) -> list[list[int]]:
-    """What the runner says after each prompt; the prompts of `arrivals[i]` join at step i."""
-    requests: list[list[Request]] = [
-        [Request(f"{i}-{j}", prompt, SamplingParams(max_new_tokens=new_tokens, ignore_eos=True)) for j, prompt in each]
-        for i, each in enumerate(enumerate(prompts) for prompts in arrivals)
-    ]
-    running: list[Request] = []
-    for joining in [*requests, *([[]] * (new_tokens + 1))]:
-        rows = [*joining, *running]
-        if rows:
-            logits = runner.forward(runner.prepare_forward_batch(joining, running))
-            assert logits.isfinite().all()
-            tokens = runner.sample(logits, SamplingBatch.from_requests(rows))
-            for request, token in zip(rows, tokens, strict=True):
-                request.append_token(token, (), runner.context_length)
-        for request in rows:
-            if request.finished:
-                runner.release(request)
-        running = [request for request in rows if not request.finished]
-    assert not running
-    return [request.output_ids for each in requests for request in each]
-
-
-def poison(mocker: MockerFixture) -> None:
-    """Before each fill, put large finite values into every buffer there is, and into the sink."""
-    for cls in (CudaGraphRunner, BreakableCudaGraphRunner):
-        real = cls.fill
-
-        def fill(self: Any, batch: Any, key: Any, real: Any = real) -> None:
-            for buffer in self.registry.buffers().values():
-                buffer.fill_(POISON)
-            for tensor in self.attention_backend.reserved_tensors():
-                tensor.fill_(1e30 if tensor.is_floating_point() else 2**30)
-            pool = self.model_runner.token_to_kv_pool
-            for tensor in pool.storage():
-                tensor[: pool.page_size].fill_(1e30)
-            real(self, batch, key)
-
-        mocker.patch.object(cls, "fill", fill)
-
-
-def counted(mocker: MockerFixture) -> Counter[tuple[type, ShapeKey]]:
-    """How often each shape of each runner was replayed."""
-    seen: Counter[tuple[type, ShapeKey]] = Counter()
-    real = BucketedGraphRunner.replay
-
-    def replay(self: Any, batch: Any) -> Any:
-        seen[type(self), self.key_for(batch)] += 1
-        return real(self, batch)
-
-    mocker.patch.object(BucketedGraphRunner, "replay", replay)
-    return seen
+Replays = Counter[tuple[type, ShapeKey]]
+Pair = Callable[..., tuple[ModelRunner, ModelRunner, Replays]]
 
 
 # What is left of Python where a step is replayed in earnest is least, so that is where padding is poisoned.
 @pytest.mark.parametrize(("backend", "poisoned"), [("tape", True), ("plain", False)], ids=["tape-poisoned", "plain"])
 @pytest.mark.parametrize("kind", FAMILIES)
 class TestSameTokens:
-    def test_decodes_of_every_batch_size(
+    @pytest.fixture
+    def pair(
         self,
         family: Callable[[str], Path],
         mocker: MockerFixture,
         kind: AttentionKind,
         backend: str,
         poisoned: bool,
-    ) -> None:
-        directory = family(FAMILIES[kind])
-        prompts = random_prompts(LENGTHS[:6], vocab_size=100)
-        plain = make_runner(directory)
+    ) -> Pair:
+        """Makes a runner without graphs, one with those asked for, and what counts its replays."""
+
+        def make(**graphs: str) -> tuple[ModelRunner, ModelRunner, Replays]:
+            directory = family(FAMILIES[kind])
+            plain = make_runner(directory)
+            if poisoned:
+                poison(mocker)
+            return plain, make_runner(directory, graph_backend=backend, **graphs), counted(mocker)
+
+        return make
+
+    def test_decodes_of_every_batch_size(self, pair: Pair) -> None:
+        plain, runner, seen = pair(decode_graph="on")
         assert plain.graph_runners == []
-        if poisoned:
-            poison(mocker)
-        seen = counted(mocker)
-        runner = make_runner(directory, decode_graph="on", graph_backend=backend)
+        prompts = random_prompts(LENGTHS[:6], vocab_size=100)
         # Down and up again: what a larger batch has left in the buffers must not show.
         for size in (5, 4, 3, 2, 1, 4):
             arrivals = [prompts[:size]]
@@ -166,40 +89,15 @@ class TestSameTokens:
         }
 
     @pytest.mark.parametrize("runner_kind", ["breakable", "piecewise"])
-    def test_prompts_of_every_length(
-        self,
-        family: Callable[[str], Path],
-        mocker: MockerFixture,
-        kind: AttentionKind,
-        backend: str,
-        poisoned: bool,
-        runner_kind: str,
-    ) -> None:
-        directory = family(FAMILIES[kind])
-        plain = make_runner(directory)
-        if poisoned:
-            poison(mocker)
-        seen = counted(mocker)
-        runner = make_runner(directory, prefill_graph=runner_kind, graph_backend=backend)
+    def test_prompts_of_every_length(self, pair: Pair, runner_kind: str) -> None:
+        plain, runner, seen = pair(prefill_graph=runner_kind)
         for prompt in random_prompts(LENGTHS, vocab_size=100):
             assert generate(runner, [[prompt]], 2) == generate(plain, [[prompt]], 2), f"{len(prompt)} tokens"
         cls = PiecewiseCudaGraphRunner if runner_kind == "piecewise" else BreakableCudaGraphRunner
         assert seen == {(cls, ShapeKey(8)): 3, (cls, ShapeKey(16)): 3}
 
-    def test_prompts_that_join_decodes_and_come_in_pieces(
-        self,
-        family: Callable[[str], Path],
-        mocker: MockerFixture,
-        kind: AttentionKind,
-        backend: str,
-        poisoned: bool,
-    ) -> None:
-        directory = family(FAMILIES[kind])
-        plain = make_runner(directory)
-        if poisoned:
-            poison(mocker)
-        seen = counted(mocker)
-        runner = make_runner(directory, decode_graph="on", prefill_graph="breakable", graph_backend=backend)
+    def test_prompts_that_join_decodes_and_come_in_pieces(self, pair: Pair) -> None:
+        plain, runner, seen = pair(decode_graph="on", prefill_graph="breakable")
         a, b, c, d = random_prompts((5, 6, 12, 2), vocab_size=100, seed=1)
         arrivals = [[a, b], [c], [], [d, a]]
         assert generate(runner, arrivals) == generate(plain, arrivals)
@@ -270,18 +168,19 @@ class TestCapture:
         assert recording.current() is None
         assert gc.isenabled()
 
-    def test_a_break_that_fails_leaves_nothing_behind(
+    def test_a_piece_that_fails_leaves_nothing_behind(
         self, family: Callable[[str], Path], mocker: MockerFixture
     ) -> None:
         runner = make_runner(family("llama"), prefill_graph="breakable")
         TapeGraphBackend.log.clear()
         prefill = runner.prefill_graph_runner
         assert isinstance(prefill, BreakableCudaGraphRunner)
-        attention = mocker.patch.object(prefill.attention_backend, "forward", side_effect=[torch.zeros(1, 64)] * 7)
-        with pytest.raises((ConfigError, StopIteration)):
+        mlp = prefill.model.layers[1].mlp
+        passing = [torch.zeros(16, 64)] * 2
+        mocker.patch.object(mlp, "forward", side_effect=[*passing, RuntimeError("out of memory")])
+        with pytest.raises(ConfigError, match=r"BreakableCudaGraphRunner cannot record .*size=16.*out of memory"):
             prefill.capture()
-        assert attention.call_count == 8
-        assert TapeGraphBackend.log[-1] == "abort"
+        assert TapeGraphBackend.log == ["begin", "end"] * 2 + ["begin", "abort"]
         assert prefill.breaks.parts is None
         assert recording.current() is None
 
@@ -289,21 +188,32 @@ class TestCapture:
         make_runner(family("llama"), prefill_graph="breakable")
         assert TapeGraphBackend.log == ["begin", "end"] * (3 + 1) * len(PREFILL_SIZES)
 
+    def test_all_sizes_and_layers_hand_over_in_the_same_buffers(self, family: Callable[[str], Path]) -> None:
+        runner = make_runner(family("llama"), prefill_graph="breakable", prefill_graph_sizes=(4, 8, 16))
+        prefill = runner.prefill_graph_runner
+        assert isinstance(prefill, BreakableCudaGraphRunner)
+        given, *taken = sorted((key.place, tuple(buffer.shape)) for key, buffer in prefill.breaks.buffers.items())
+        assert given == (-1, (16, 64))
+        assert [place for place, _ in taken] == [0, 1, 2], "queries, keys and values"
+        assert {shape[0] for _, shape in taken} == {16}
+        assert "break 0 (4, 16) torch.float32" in prefill.addresses()
+
     def test_the_breaks_read_what_holds_at_replay(self, family: Callable[[str], Path], mocker: MockerFixture) -> None:
-        runner = make_runner(family("llama"), prefill_graph="breakable")
-        seen = []
-        backend = runner.attention_backend
-        real = backend.forward
-
-        def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer_id: int) -> torch.Tensor:
-            seen.append((q.shape[0], layer_id))
-            return real(q, k, v, layer_id)
-
-        # The bound method was taken at capture: what it reads of the backend must be of now.
-        mocker.patch.object(backend, "config", dataclasses.replace(backend.config))
-        generate(runner, [[random_prompts((13,), vocab_size=100)[0]]], 1)
-        assert [metadata.extends[0].length for metadata in backend.layer_metadata] == [13] * 3  # type: ignore[attr-defined]
-        assert seen == []
+        runner, plain = make_runner(family("llama"), prefill_graph="breakable"), make_runner(family("llama"))
+        arrivals = [random_prompts((13,), vocab_size=100)]
+        as_captured = generate(runner, arrivals, 1)
+        backend: Any = runner.attention_backend
+        assert [metadata.extends[0].length for metadata in backend.layer_metadata] == [13] * 3
+        # What the layers read of the backend changes: a scale, and which pool keeps keys and values.
+        pools = []
+        for each in (runner, plain):
+            pools.append(copy.deepcopy(each.token_to_kv_pool))
+            for tensor in pools[-1].storage():
+                tensor.zero_()
+            mocker.patch.object(each.attention_backend, "scale", 40.0)
+            mocker.patch.object(each.attention_backend, "kv_pool", pools[-1])
+        assert generate(runner, arrivals, 1) == generate(plain, arrivals, 1) != as_captured
+        assert [int(pool.storage()[0].any(dim=(1, 2)).sum()) for pool in pools] == [13, 13]
 
     def test_what_asks_the_device_is_left_out_or_done_without(
         self, family: Callable[[str], Path], mocker: MockerFixture
@@ -314,64 +224,12 @@ class TestCapture:
         assert not spies["sorted"].called
         runner = make_runner(family("deepseek-v2"), prefill_graph="breakable", prefill_graph_sizes=(8,))
         captured = spies["sorted"].call_count
-        assert captured == 3 * 2
+        assert captured == 2 * 2, "to warm up; there is nothing to be sorted while it is recorded"
         runner.forward(
             runner.prepare_forward_batch([Request("r", list(range(3, 10)), SamplingParams(max_new_tokens=1))], [])
         )
         assert spies["sorted"].call_count == captured + 2
         assert spies["sorted"].call_args.args[1].shape[0] == 7, "padding is cut off"
-
-    def test_pieces_are_compiled_between_one_attention_and_the_next(
-        self, family: Callable[[str], Path], mocker: MockerFixture
-    ) -> None:
-        graphs = []
-
-        def compiler(graph: torch.fx.GraphModule, example_inputs: Any) -> Any:
-            graphs.append([str(node.target) for node in graph.graph.nodes if node.op.startswith("call")])
-            return graph
-
-        mocker.patch.object(CpuSRTPlatform, "get_compile_backend", return_value=compiler)
-        make_runner(family("llama"), prefill_graph="piecewise", graph_backend="plain", prefill_graph_sizes=(8,))
-        assert len(graphs) > 3
-        assert not any("scaled_dot_product" in target or "index_copy" in target for each in graphs for target in each)
-        assert sum("linear" in target or "addmm" in target for each in graphs for target in each) >= 3
-
-    def test_the_compiled_backend_compiles_decodes_once_per_size(
-        self, family: Callable[[str], Path], mocker: MockerFixture
-    ) -> None:
-        graphs = []
-
-        def compiler(graph: torch.fx.GraphModule, example_inputs: Any) -> Any:
-            graphs.append(graph)
-            return graph
-
-        mocker.patch.object(CpuSRTPlatform, "get_compile_backend", return_value=compiler)
-        plain = make_runner(family("llama"))
-        runner = make_runner(family("llama"), decode_graph="on", graph_backend="compiled")
-        assert len(graphs) == len(DECODE_SIZES)
-        for size in (1, 2, 3, 4, 2):
-            arrivals = [random_prompts(LENGTHS[:size], vocab_size=100)]
-            assert generate(runner, arrivals) == generate(plain, arrivals)
-        assert len(graphs) == len(DECODE_SIZES), "nothing is compiled at replay"
-
-    @pytest.mark.slow
-    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler imports what torch has deprecated
-    def test_compiled_decodes_say_the_same(
-        self,
-        family: Callable[[str], Path],
-        mocker: MockerFixture,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-        mocker.patch.object(CpuSRTPlatform, "get_compile_backend", return_value="inductor")
-        plain = make_runner(family("llama"))
-        poison(mocker)
-        runner = make_runner(family("llama"), decode_graph="on", graph_backend="compiled", decode_graph_sizes=(4,))
-        for size in (4, 3):
-            arrivals = [random_prompts(LENGTHS[:size], vocab_size=100)]
-            assert generate(runner, arrivals) == generate(plain, arrivals)
-        assert any((tmp_path / "compiled").rglob("*.so")), "kept on disk"
 
 
 class TestChoice:
@@ -386,6 +244,29 @@ class TestChoice:
         assert isinstance(prefill, BreakableCudaGraphRunner)
         assert sorted(decode.recorded) == [ShapeKey(3, 16), ShapeKey(3, 64)], "not larger than the pool"
         assert sorted(prefill.recorded) == [ShapeKey(3)]
+
+    def test_ranks_that_share_rows_have_their_counts_and_an_alignment(
+        self, family: Callable[[str], Path], mocker: MockerFixture
+    ) -> None:
+        plain = make_runner(family("llama"))
+        alone = make_runner(family("llama"), decode_graph="on").graph_runner
+        assert isinstance(alone, CudaGraphRunner)
+        counts = ("num_token_non_padded", "global_num_tokens_gpu", "global_num_tokens_for_logprob_gpu")
+        assert not any(alone.registry.has_slot(name) for name in counts)
+        # Four ranks, two for the attention of each of two batches; this is the second of its two.
+        ranks = capture_sizes.ParallelSizes(tp_size=4, dp_size=2, enable_dp_attention=True, attn_tp_rank=1)
+        mocker.patch.object(BucketedGraphRunner, "parallel_sizes", return_value=ranks)
+        args = {"decode_graph": "on", "prefill_graph": "breakable", "decode_graph_sizes": (1, 5)}
+        runner = make_runner(family("llama"), **args, prefill_graph_sizes=(7, 16))
+        decode, prefill = runner.graph_runner, runner.prefill_graph_runner
+        assert isinstance(decode, CudaGraphRunner)
+        assert isinstance(prefill, BreakableCudaGraphRunner)
+        assert (decode.capture_sizes, prefill.capture_sizes) == ([2, 6], [8, 16])
+        arrivals = [random_prompts((2, 2, 2, 1), vocab_size=100)]
+        assert generate(runner, arrivals, 1) == generate(plain, arrivals, 1)
+        assert [prefill.registry.buffers()[name].tolist() for name in counts] == [[3], [8, 8], [8, 8]], "rows 4 to 7"
+        assert generate(runner, arrivals) == generate(plain, arrivals)
+        assert [decode.registry.buffers()[name].tolist() for name in counts] == [[1], [6, 6], [6, 6]], "rows 3 to 5"
 
     def test_without_a_list_sizes_go_up_to_the_largest_batch(self, family: Callable[[str], Path]) -> None:
         runner = make_runner(
