@@ -63,8 +63,6 @@ class BreakRecorder:
         """A step begins."""
         self._breaks = 0
 
-    # The compiler stops here and goes on behind it: what is left out of the recording is left out of its pieces too.
-    @torch.compiler.disable
     def run_eagerly(self, function: Callable[..., torch.Tensor], *args: object) -> torch.Tensor:
         """See `Recorder.run_eagerly`."""
         tensors = _tensors_in(args)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from runtime.model_executor.breakable_cuda_graph_runner import BreakableCudaGraphRunner
+import torch
+
+from runtime.model_executor.breakable_cuda_graph_runner import BreakableCudaGraphRunner, BreakRecorder
 
 
 class PiecewiseCudaGraphRunner(BreakableCudaGraphRunner):
@@ -15,3 +17,11 @@ class PiecewiseCudaGraphRunner(BreakableCudaGraphRunner):
     """
 
     compiles: ClassVar[bool] = True
+
+    def make_recorder(self) -> BreakRecorder:
+        """One at which the compiler stops, to go on behind it: what is left out of the recording is left out of the
+        pieces too."""
+        recorder = super().make_recorder()
+        # Not where the method is defined: that would import the compiler, a second or more, with every scheduler.
+        recorder.run_eagerly = torch.compiler.disable(recorder.run_eagerly)  # type: ignore[method-assign]
+        return recorder
