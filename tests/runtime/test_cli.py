@@ -444,7 +444,9 @@ def test_the_platform_is_shown_for_people_and_for_programs() -> None:
 
 
 def test_the_device_is_checked_against_the_host() -> None:
-    assert show_platform("--check").stdout.splitlines()[-1].startswith("check: the device's float32 product is the")
+    product, declared = show_platform("--check").stdout.splitlines()[-2:]
+    assert product.startswith("check: the device's float32 product is the host's to ")
+    assert declared == "check: the device does what is declared: float32, bfloat16, float16, float64"
     check = json.loads(show_platform("--check", "--json").stdout)["check"]
     assert 0 <= check["max_relative_error"] < 1e-5
     assert check["milliseconds"] > 0

@@ -13,7 +13,7 @@ import torch
 from pytest_mock import MockerFixture
 
 import hookery
-from hookery import HookRegistry, HookType, state_files
+from hookery import HookRegistry, HookType, publication, state_files
 from runtime.config import ServerArgs
 from runtime.core.request import Request
 from runtime.core.sampling_params import SamplingParams
@@ -92,7 +92,13 @@ def three_more(result: list[int], *args: Any, **kwargs: Any) -> list[int]:
 
 
 class TestRecordedHooks:
-    def test_a_hook_in_what_is_recorded_is_warned_about_and_listed(self, llama_checkpoint: Path) -> None:
+    def test_a_hook_in_what_is_recorded_is_warned_about_and_listed(
+        self, llama_checkpoint: Path, mocker: MockerFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        # As in a process of its own: what else runs in this one may have ended its publication.
+        monkeypatch.setenv(state_files.FOLDER_VARIABLE, str(tmp_path / "state"))
+        mocker.patch.object(publication, "_state", publication._State())
+        mocker.patch.object(publication._state, "prepared_for_ending", True)
         hook(MODEL_FORWARD, FILTER, REPLAY)
         with pytest.warns(
             recorded_hooks.RecordedHookWarning, match=rf"passing on {MODEL_FORWARD} is in a step"
