@@ -305,7 +305,8 @@ class _Applying:
         unwanted: list[Hook] = []
         for entry in self.manifest.hooks:
             found = next(in_order, None)  # that is it where the plugins are all that registers
-            if found is None or found in taken or not _is_the_same(found, entry):
+            if found is None or not _is_the_same(found, entry):
+                in_order = iter(())  # from here on hooks of one name may be in another order
                 found = self._here(entry, taken)
             if found is not None:
                 taken.add(found)

@@ -149,7 +149,8 @@ def _write(*, unreached: bool = False, ended: bool = False) -> None:
         }
         with state_files.opened_folder(create=True) as directory:
             name = identity.ended_file_name if ended else identity.file_name
-            state_files.write(directory, name, _encode(head) + "\n", _scratch_name(identity))
+            # A process that has ended is not there to say it again.
+            state_files.write(directory, name, _encode(head) + "\n", _scratch_name(identity), in_place=not ended)
             if ended:
                 with suppress(FileNotFoundError):
                     os.unlink(identity.file_name, dir_fd=directory)

@@ -279,6 +279,7 @@ class HookRegistry:
             if resolved or subclasses_hooked or completed is None:
                 patches.settle()
             watching.watch_imports()
+            again_now = watching.imported_meanwhile(self._hooks)
             left = patches.take_left()
             notes += patches.take_notes()
         _give_back(left)
@@ -286,6 +287,8 @@ class HookRegistry:
             notes = [note for note in notes if not isinstance(note, MissedHookWarning)]
         self._tell_observers()
         warn(notes, never_raise=completed is not None or made is not None)
+        if again_now:
+            failures += self.apply_pending(strict=strict, reach=reach, completed=completed)
         return failures
 
     def _tell_observers(self) -> None:

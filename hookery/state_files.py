@@ -149,20 +149,30 @@ def namespace() -> int:
     return os.stat("/proc/self/ns/pid").st_ino
 
 
-def write(directory: int, name: str, content: str, scratch_name: str) -> None:
-    """Put ``content`` under ``name``, and in one step if there is something: ``scratch_name`` is used until then.
+def write(directory: int, name: str, content: str, scratch_name: str, *, in_place: bool) -> None:
+    """Put ``content`` under ``name`` in one step: ``scratch_name`` is used until then. With ``in_place`` it is written
+    there if nothing is there yet, which is faster: nobody reads it until its first line is complete.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; then there is what was there before.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    first = name if in_place else scratch_name
     try:
-        descriptor = os.open(name, flags, 0o600, dir_fd=directory)
+        descriptor = os.open(first, flags, 0o600, dir_fd=directory)
     except FileExistsError:
-        _write_all(os.open(scratch_name, flags, 0o600, dir_fd=directory), content)
-        os.replace(scratch_name, name, src_dir_fd=directory, dst_dir_fd=directory)
-    else:
-        _write_all(descriptor, content)  # until its first line is complete nobody reads it
+        if not in_place:
+            raise
+        first = scratch_name
+        descriptor = os.open(first, flags, 0o600, dir_fd=directory)
+    try:
+        _write_all(descriptor, content)
+        if first != name:
+            os.replace(first, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        with suppress(OSError):  # what is to be told is why it could not be written
+            os.unlink(first, dir_fd=directory)
+        raise
 
 
 def append(directory: int, name: str, content: str) -> int:

@@ -155,6 +155,11 @@ class Pending(NamedTuple):
     attribute: str | None = None
 
 
+def not_imported(module: str) -> str:
+    """Why names in a module wait that nobody has begun to import."""
+    return f"{module} is not imported yet"
+
+
 class Survey(NamedTuple):
     """What was found out about modules while several names were resolved in a row: which exist, and what names in them
     wait for. Looking for a module costs more than everything else about a name that has to wait."""
@@ -333,7 +338,7 @@ def _import_or_wait(
                 raise _not_found(name, missing.rpartition(".")[2], missing.rpartition(".")[0])
         elif not _spec_exists(module_name, specs):
             raise _not_found(name, leaf, parent)
-        return Pending(module_name, f"{module_name} is not imported yet")
+        return Pending(module_name, not_imported(module_name))
     if main_is_to_come and module_name == "__main__" == _names(module).get("__name__"):  # else multiprocessing's
         return Pending(module_name, "the program has not come to its `if __name__ == '__main__':`")
     spec = _names(module).get("__spec__")

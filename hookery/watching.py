@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Protocol
 
 from hookery import patches, reloading
 from hookery.deferred import ImportWatcher, modules_to_watch
-from hookery.hooks import Hook, HookSource, HookState, HookWarning
+from hookery.hooks import PENDING, Hook, HookSource, HookWarning
 from hookery.lazies import LazyWatcher
 from hookery.reporting import warn
+from hookery.targets import not_imported
 
 Failure = tuple[HookSource, Exception]
 
@@ -70,6 +72,18 @@ def watch_imports() -> None:
     _watcher.watch(frozenset(modules))
     attributes: dict[str, set[str]] = {}
     for hook in (hook for registry in list(live) for hook in registry.hooks()):
-        if hook.waits_for_attribute and hook.waits_for and hook.state is HookState.PENDING:
+        if hook.waits_for_attribute and hook.waits_for and hook.state is PENDING:
             attributes.setdefault(hook.waits_for, set()).add(hook.waits_for_attribute)
     _lazy_watcher.watch(attributes)
+
+
+def imported_meanwhile(hooks: Iterable[Hook]) -> bool:
+    """Whether another thread has imported what one of the hooks waits for, after that was looked for and before it was
+    watched, or has found out more about it than what was noted then."""
+    return any(
+        hook.state is PENDING
+        and hook.waits_for is not None
+        and sys.modules.get(hook.waits_for) is not None
+        and hook.detail == not_imported(hook.waits_for)
+        for hook in hooks
+    )

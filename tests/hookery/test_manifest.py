@@ -79,6 +79,32 @@ def test_the_order_is_that_of_the_manifest_whatever_was_there_before(
     assert shop.price("tea") == "tea!?"
 
 
+def test_hooks_of_one_name_keep_their_order_where_what_is_around_them_has_another(
+    modules: Modules, registry: HookRegistry
+) -> None:
+    modules.write(
+        shop=SHOP,
+        code_hooks="def first(result, item): return result + '0'",
+        closures="""
+        import hookery
+        def make(tag):
+            def hook(result, item): return result + tag
+            return hook
+        for tag in "12":
+            hookery.plugin_hook("shop.price", hookery.HookType.AFTER)(make(tag))
+        """,
+    )
+    registry.register("shop.price", modules.load("code_hooks").first, HookType.AFTER)
+    load_plugins(modules=["closures"], names=[], registry=registry)
+    shop = modules.load("shop")
+    assert shop.price("tea") == "tea012"
+    manifest = Manifest.of(registry)
+    registry.reset()
+    load_plugins(modules=["closures"], names=[], registry=registry)  # plugins come first in a child process
+    assert manifest.apply(registry) == []
+    assert shop.price("tea") == "tea012"
+
+
 def test_other_options_than_those_of_the_manifest_give_way(modules_with_shop: Modules, registry: HookRegistry) -> None:
     hooks, _ = modules_with_shop.load("shop_hooks"), modules_with_shop.load("shop")
     registry.register("shop.price", hooks.loud, HookType.AFTER, priority=7)
