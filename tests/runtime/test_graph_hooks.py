@@ -26,6 +26,7 @@ from tests.runtime.tape_backend import TapeGraphBackend
 MODEL_FORWARD = "runtime.models.decoder.CausalLM.forward"
 ATTENTION = "runtime.layers.attention.torch_backend.TorchAttentionBackend.forward"
 FILTER = "runtime.model_executor.capture_sizes.filter_for_gather"
+RUN_EAGERLY = "runtime.model_executor.breakable_cuda_graph_runner.BreakRecorder.run_eagerly"
 REPLAY = "runtime.model_executor.cuda_graph_runner.CudaGraphRunner.replay"
 
 
@@ -172,6 +173,14 @@ class TestRecordedHooks:
         assert record.notes[0].endswith("GraphRunner has compiled: its calls are not counted")
         seen = REPLAY if "decode_graph" in graphs else ATTENTION
         assert calls()[seen] > counted[seen], "where the step is left, hooks are counted as ever"
+
+    @pytest.mark.parametrize("kind", ["breakable", "piecewise"])
+    def test_a_hook_on_what_leaves_the_recording_takes_later_too(self, llama_checkpoint: Path, kind: str) -> None:
+        args = {"prefill_graph": kind, "graph_backend": "plain"}
+        runner = make_runner(llama_checkpoint, **args)
+        hook(RUN_EAGERLY)
+        run(runner)
+        assert calls() == {RUN_EAGERLY: 3}, "once for each layer, in the prompt"
 
     def test_nothing_is_recorded_where_steps_run_again(self, llama_checkpoint: Path) -> None:
         hook(MODEL_FORWARD)
