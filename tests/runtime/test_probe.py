@@ -17,11 +17,15 @@ from runtime.mem_cache import pool_selection
 from runtime.mem_cache.memory_pool import MHATokenToKVPool
 from runtime.model_executor.model_runner import ModelRunner
 from runtime.models import loader
-from runtime.platforms import PlatformCapabilities, probe
+from runtime.platforms import PlatformCapabilities, probe, report
 from runtime.platforms.cpu import CpuSRTPlatform
 from tests.runtime.tape_backend import TapeGraphBackend
 
 CPU = torch.device("cpu")
+NO_DTYPE = (
+    "platform cpu declares '{}' in its dtypes, which is no dtype of torch: use the names that torch prints, such as"
+    " float32, float16 or bfloat16"
+)
 
 
 def refused(mocker: MockerFixture, model: Path, what: str, value: object, **args: Any) -> str:
@@ -49,6 +53,8 @@ def refused(mocker: MockerFixture, model: Path, what: str, value: object, **args
             "platform cpu declares graph_capture, but AcceleratorGraphBackend cannot record on cpu: Accelerator"
             " expected; correct its capabilities, or let get_graph_backends return one that can",
         ),
+        ("capabilities", PlatformCapabilities(dtypes=("float32", "fp16")), {}, NO_DTYPE.format("fp16")),
+        ("capabilities", PlatformCapabilities(dtypes=("half", "float32")), {}, NO_DTYPE.format("half")),
         (
             "get_default_attention_backend",
             None,
@@ -104,6 +110,14 @@ def test_what_does_not_hold_is_said_before_a_model_is_loaded(
 def test_dtypes_are_a_tuple_of_names(dtypes: Any) -> None:
     with pytest.raises(ConfigError, match="of PlatformCapabilities has to be a tuple of names"):
         PlatformCapabilities(dtypes=dtypes)
+
+
+def test_the_check_of_a_platform_says_the_same_of_its_dtypes(mocker: MockerFixture) -> None:
+    declared = PlatformCapabilities(dtypes=("float32", "fp16"))
+    mocker.patch.object(CpuSRTPlatform, "capabilities", mocker.PropertyMock(return_value=declared))
+    with pytest.raises(PlatformError) as caught:
+        report.check()
+    assert str(caught.value) == NO_DTYPE.format("fp16")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
