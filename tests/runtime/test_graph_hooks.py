@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,7 @@ MODEL_FORWARD = "runtime.models.decoder.CausalLM.forward"
 ATTENTION = "runtime.layers.attention.torch_backend.TorchAttentionBackend.forward"
 FILTER = "runtime.model_executor.capture_sizes.filter_for_gather"
 RUN_EAGERLY = "runtime.model_executor.breakable_cuda_graph_runner.BreakRecorder.run_eagerly"
+NORM = "runtime.layers.layernorm.RMSNorm.forward"
 REPLAY = "runtime.model_executor.cuda_graph_runner.CudaGraphRunner.replay"
 
 
@@ -46,6 +48,11 @@ def surroundings(mocker: MockerFixture) -> Iterator[None]:
 
 def passing(*args: Any, **kwargs: Any) -> None:
     """A hook that changes nothing."""
+
+
+def zeros(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A hook in whose place nothing else runs."""
+    return torch.zeros_like(x)
 
 
 def make_runner(model: Path, **args: Any) -> ModelRunner:
@@ -131,6 +138,37 @@ class TestRecordedHooks:
         assert {target: len(said) for target, said in noted.items()} == {MODEL_FORWARD: 2, REPLAY: 0, ATTENTION: 1}
         assert "CudaGraphRunner recorded before: it does not run at replay" in noted[ATTENTION][0]
 
+    def test_one_that_is_not_counted_is_warned_about_too(self, llama_checkpoint: Path) -> None:
+        for target in (MODEL_FORWARD, ATTENTION, REPLAY):
+            hookery.registry.register(target, passing, HookType.BEFORE, count=False)
+        hookery.registry.register(NORM, zeros, HookType.REPLACE, count=False)
+        hookery.registry.apply_hooks(strict=True)
+        with pytest.warns(recorded_hooks.RecordedHookWarning):
+            make_runner(llama_checkpoint, prefill_graph="breakable")
+        noted = notes(hookery.applied_hooks())
+        assert {target for target, said in noted.items() if said} == {MODEL_FORWARD, NORM}
+
+    def test_a_hook_that_comes_too_late_never_fails_what_applies_it(
+        self, llama_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        runner = make_runner(llama_checkpoint, decode_graph="on")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            hook(MODEL_FORWARD)
+        assert runner.graph_runner is not None
+        assert f":passing on {MODEL_FORWARD} is on part of a step that CudaGraphRunner" in capsys.readouterr().err
+
+    def test_somebody_s_profiler_is_left_alone(self, llama_checkpoint: Path) -> None:
+        # Before CPython 3.12 one that is written in C cannot be put back.
+        profiler = cProfile.Profile()
+        profiler.enable()
+        try:
+            make_runner(llama_checkpoint, prefill_graph="breakable")
+        finally:
+            profiler.disable()
+        seen = {entry.code.co_name for entry in profiler.getstats() if not isinstance(entry.code, str)}
+        assert {"capture_one", "forward_add", "run_eagerly"} <= seen
+
     def test_a_hook_where_the_recording_is_left_is_not(self, llama_checkpoint: Path) -> None:
         hook(ATTENTION)
         with warnings.catch_warnings():
@@ -161,14 +199,13 @@ class TestRecordedHooks:
             return graph
 
         mocker.patch.object(CpuSRTPlatform, "get_compile_backend", return_value=compiler)
-        norm = "runtime.layers.layernorm.RMSNorm.forward"
-        hook(norm, REPLAY, ATTENTION)
+        hook(NORM, REPLAY, ATTENTION)
         runner = make_runner(llama_checkpoint, **{"graph_backend": "plain"} | graphs)
         at_capture, counted = len(compiled), calls()
         for _ in range(2):
             run(runner)
         assert len(compiled) == at_capture > 0
-        (record,) = (record for record in hookery.applied_hooks() if record.target == norm)
+        (record,) = (record for record in hookery.applied_hooks() if record.target == NORM)
         assert (record.ran, record.calls) == (True, None)
         assert record.notes[0].endswith("GraphRunner has compiled: its calls are not counted")
         seen = REPLAY if "decode_graph" in graphs else ATTENTION
