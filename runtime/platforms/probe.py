@@ -138,6 +138,8 @@ def _expect(
     name = platforms.current_platform.device_name
     try:
         result = attempt()
+    except PlatformError:  # it says already what to do
+        raise
     except Exception as error:  # whatever a device or a compiler raises for what it cannot do
         said = next(iter(str(error).strip().splitlines()), repr(error))
         raise PlatformError(f"platform {name} {claim}, but {failed}: {said}; {remedy}") from error

@@ -16,6 +16,7 @@ from pytest_mock import MockerFixture
 import hookery
 from hookery import HookRegistry, HookType, publication, state_files
 from runtime.config import ServerArgs
+from runtime.core.errors import ConfigError
 from runtime.core.request import Request
 from runtime.core.sampling_params import SamplingParams
 from runtime.model_executor import input_buffers
@@ -48,6 +49,16 @@ def surroundings(mocker: MockerFixture) -> Iterator[None]:
 
 def passing(*args: Any, **kwargs: Any) -> None:
     """A hook that changes nothing."""
+
+
+def opening(*args: Any, **kwargs: Any) -> None:
+    """A hook that no compiler can trace."""
+    with open(os.devnull):
+        pass
+
+
+def failing(*args: Any, **kwargs: Any) -> None:
+    raise LookupError("the hook's own")
 
 
 def zeros(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -210,6 +221,18 @@ class TestRecordedHooks:
         assert record.notes[0].endswith("GraphRunner has compiled: its calls are not counted")
         seen = REPLAY if "decode_graph" in graphs else ATTENTION
         assert calls()[seen] > counted[seen], "where the step is left, hooks are counted as ever"
+
+    def test_a_hook_that_the_compiler_cannot_trace_stops_the_start_and_is_named(self, llama_checkpoint: Path) -> None:
+        hookery.registry.register(MODEL_FORWARD, opening, HookType.BEFORE)
+        hookery.registry.apply_hooks(strict=True)
+        with pytest.raises(ConfigError, match=rf"; hooks in it: BEFORE \S+:opening on {MODEL_FORWARD}; choose"):
+            make_runner(llama_checkpoint, decode_graph="on", graph_backend="compiled")
+
+    def test_an_error_of_a_hook_is_its_own(self, llama_checkpoint: Path) -> None:
+        hookery.registry.register(MODEL_FORWARD, failing, HookType.BEFORE)
+        hookery.registry.apply_hooks(strict=True)
+        with pytest.raises(LookupError, match="the hook's own"):
+            make_runner(llama_checkpoint, decode_graph="on")
 
     @pytest.mark.parametrize("kind", ["breakable", "piecewise"])
     def test_a_hook_on_what_leaves_the_recording_takes_later_too(self, llama_checkpoint: Path, kind: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from runtime.model_executor.model_runner import ModelRunner
 from runtime.models import loader
 from runtime.platforms import PlatformCapabilities, probe, report
 from runtime.platforms.cpu import CpuSRTPlatform
+from runtime.platforms.graph_backend import AcceleratorGraphBackend
 from tests.runtime.tape_backend import TapeGraphBackend
 
 CPU = torch.device("cpu")
@@ -147,6 +149,12 @@ def test_a_backend_is_judged_by_what_a_replay_gives() -> None:
     probe.check_graph_capture(TapeGraphBackend, CPU)
     with pytest.raises(PlatformError, match=r"Forgetful cannot record on cpu: it gave \[1.0, 1.0\] for \[7.0, 7.0\]"):
         probe.check_graph_capture(Forgetful, CPU)
+
+
+def test_a_backend_that_says_what_it_lacks_is_quoted_as_it_is(mocker: MockerFixture) -> None:
+    mocker.patch.object(torch, "accelerator", SimpleNamespace())
+    with pytest.raises(PlatformError, match=r"^torch \S+ has no torch.accelerator.Graph: install .* graph backend$"):
+        probe.check_graph_capture(AcceleratorGraphBackend, CPU)
 
 
 def test_a_compiler_is_judged_by_what_it_gives(mocker: MockerFixture) -> None:
