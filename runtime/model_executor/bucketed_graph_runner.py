@@ -6,6 +6,7 @@ import functools
 import gc
 import logging
 import os
+import sys
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
+import hookery
 from runtime import platforms
 from runtime.config import GRAPH_CHECK_ENV, ServerArgs
 from runtime.core.errors import ConfigError, EngineError
@@ -98,6 +100,7 @@ class BucketedGraphRunner(GraphRunner):
         self.recorder = self.make_recorder()
         self.recorded: dict[ShapeKey, Step] = {}
         self._output: torch.Tensor | None = None
+        self._compiled_hooks: list[hookery.Hook] = []
         self._check = os.environ.get(GRAPH_CHECK_ENV) == "1"
         self.capture()
         self._addresses = self.addresses() if self._check else {}
@@ -186,13 +189,16 @@ class BucketedGraphRunner(GraphRunner):
                 self.registry.reset_for_capture()
                 try:
                     self.recorded[key] = self.capture_one(key)
-                # Torch's errors, what a device says of a forbidden operation included, but for one of its compiler's.
-                except (RuntimeError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+                except Exception as error:
+                    if not _comes_from_torch(error):
+                        raise
                     what = " ".join(str(error).split())[:400]
+                    hooks = ", ".join(hook.describe() for hook in self._compiled_hooks)
+                    named = f"hooks in it: {hooks}; " if hooks else ""
                     raise ConfigError(
                         f"{type(self).__qualname__} cannot record a step of {key} with"
-                        f" {type(self.backend).__qualname__} ({what}); choose smaller sizes or another graph_backend,"
-                        " or switch the graph runner off"
+                        f" {type(self.backend).__qualname__} ({what}); {named}choose smaller sizes or another"
+                        " graph_backend, or switch the graph runner off"
                     ) from error
         logger.info(
             "%s: %d steps in %.1f s, %.2f GiB, sizes %s",
@@ -211,6 +217,7 @@ class BucketedGraphRunner(GraphRunner):
         with recorded_hooks.noticed() as found:
             output = self._run_recorded(step)
         if self.compiles or self.backend.compiles:
+            self._compiled_hooks = found.hooks
             recorded_hooks.will_be_compiled(found, name)
             step, warm_ups = _compiled(step, whole=self.recorder is None or not self.recorder.breaks), WARM_UPS
         step = functools.partial(self._run_recorded, step)
@@ -313,6 +320,13 @@ def _with_own_code(step: Any) -> Step:
     copy = type(step)(step.__code__.replace(), step.__globals__, step.__name__, step.__defaults__, step.__closure__)
     own: Step = copy
     return own
+
+
+def _comes_from_torch(error: Exception) -> bool:
+    """Whether torch raised it: what a device says of a forbidden operation, or the compiler, of what it cannot do."""
+    # Not imported for this: a second or more. Who has not imported it has not compiled anything.
+    compiler = sys.modules.get("torch._dynamo.exc")
+    return isinstance(error, (RuntimeError, getattr(compiler, "FailOnRecompileLimitHit", RuntimeError)))
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class ModelRunner:
         self.max_prefill_tokens = self.server_args.max_prefill_tokens
         _, self.model_config = loader.load_config(self.server_args.model)
         self.dtype = loader.resolve_dtype(self.server_args.dtype, self.model_config, self.server_args.model)
-        if str(self.dtype).removeprefix("torch.") not in capabilities.dtypes:
+        if self.dtype not in probe.declared_dtypes():
             raise ConfigError(
                 f"dtype {self.dtype} is not supported on {platform.device_name}: use one of"
                 f" {', '.join(capabilities.dtypes)}"

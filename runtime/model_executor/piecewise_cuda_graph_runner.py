@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -22,6 +23,11 @@ class PiecewiseCudaGraphRunner(BreakableCudaGraphRunner):
         """One at which the compiler stops, to go on behind it: what is left out of the recording is left out of the
         pieces too."""
         recorder = super().make_recorder()
+
+        def run_eagerly(function: Callable[..., torch.Tensor], *args: object) -> torch.Tensor:
+            # Looked up at each call: a hook that is applied later takes too.
+            return type(recorder).run_eagerly(recorder, function, *args)
+
         # Not where the method is defined: that would import the compiler, a second or more, with every scheduler.
-        recorder.run_eagerly = torch.compiler.disable(recorder.run_eagerly)  # type: ignore[method-assign]
+        recorder.run_eagerly = torch.compiler.disable(run_eagerly)  # type: ignore[method-assign]
         return recorder

@@ -18,6 +18,24 @@ _MATRIX = ((1.0, 2.0), (3.0, 4.0))
 _PRODUCT = ((7.0, 10.0), (15.0, 22.0))
 
 
+def declared_dtypes() -> list[torch.dtype]:
+    """What the current platform's `capabilities` have as `dtypes`, as torch has them.
+
+    Raises:
+        PlatformError: torch has no dtype of one of the names. Second names that it has, such as "half", are none.
+    """
+    platform = platforms.current_platform
+    names = platform.capabilities.dtypes
+    found = {name: getattr(torch, name, None) for name in names}
+    for name, dtype in found.items():
+        if not isinstance(dtype, torch.dtype) or str(dtype) != f"torch.{name}":
+            raise PlatformError(
+                f"platform {platform.device_name} declares {name!r} in its dtypes, which is no dtype of torch: use the"
+                " names that torch prints, such as float32, float16 or bfloat16"
+            )
+    return [dtype for dtype in found.values() if isinstance(dtype, torch.dtype)]
+
+
 def check_dtype(dtype: torch.dtype, device: torch.device) -> None:
     """Multiply two matrices in `dtype` on `device`.
 
@@ -120,6 +138,8 @@ def _expect(
     name = platforms.current_platform.device_name
     try:
         result = attempt()
+    except PlatformError:  # it says already what to do
+        raise
     except Exception as error:  # whatever a device or a compiler raises for what it cannot do
         said = next(iter(str(error).strip().splitlines()), repr(error))
         raise PlatformError(f"platform {name} {claim}, but {failed}: {said}; {remedy}") from error

@@ -95,8 +95,8 @@ def check() -> dict[str, Any]:
 def _tried_capabilities(device: torch.device) -> list[str]:
     platform = platforms.current_platform
     capabilities = platform.capabilities
-    for name in capabilities.dtypes:
-        probe.check_dtype(getattr(torch, name), device)
+    for dtype in probe.declared_dtypes():
+        probe.check_dtype(dtype, device)
     tried = list(capabilities.dtypes)
     if capabilities.float64:
         probe.check_float64(device)

@@ -10,6 +10,7 @@ from runtime.plugins.hook_target import When, both, main, members, scheduler
 
 _PLATFORM = "runtime.platforms.current_platform"
 _DISCOVERY = "runtime.platforms.discovery"
+_PROBE = "runtime.platforms.probe"
 _GRAPHS = "runtime.platforms.graph_backend"
 _OP = "runtime.platforms.multi_platform.MultiPlatformOp"
 
@@ -146,6 +147,24 @@ PLATFORM_TARGETS = (
         _OP,
         both(When.DEMAND),
         register_oot_forward="the forwards that platforms of plugins bring",
+    ),
+    *members(
+        _PROBE,
+        scheduler(When.ONCE),
+        declared_dtypes="the dtypes a model may run in, by the names that the platform declares",
+        check_dtype="whether the device computes in the model's dtype",
+        check_float64="whether it does in double precision, where that is declared",
+    ),
+    *members(
+        _PROBE,
+        scheduler(When.EVENT),
+        check_graph_capture="whether the device can record, for a graph runner on a device that records",
+        check_compiler="whether the platform's compiler works, where steps are compiled",
+    ),
+    *members(
+        _GRAPHS,
+        scheduler(When.ONCE, When.CAPTURE),
+        resolve_graph_backend_cls="which way to record a step is taken",
     ),
     *members(
         f"{_GRAPHS}.GraphBackend",

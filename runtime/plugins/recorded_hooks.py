@@ -11,12 +11,12 @@ import inspect
 import pkgutil
 import sys
 import types
-import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import hookery
+from hookery import reporting
 from hookery.registry import observers
 
 Place = tuple[str, int]
@@ -28,7 +28,7 @@ class Noticed:
 
     Attributes:
         hooks: the hooks that ran in it.
-        places: the functions that ran in it.
+        places: the functions that ran in it; none where somebody profiles this thread.
     """
 
     def __init__(self) -> None:
@@ -38,12 +38,14 @@ class Noticed:
 
 # How often each hook had run when the step began or was last gone on with; None while nobody wants to know.
 _before: dict[hookery.Hook, int] | None = None
+# What notes the places meanwhile.
+_profiler: Callable[[types.FrameType, str, object], None] | None = None
 # Who has recorded steps, with the functions in them, and the hooks that were looked at.
 _recorded: weakref.WeakKeyDictionary[object, set[Place | None]] = weakref.WeakKeyDictionary()
 _looked_at: weakref.WeakSet[hookery.Hook] = weakref.WeakSet()
 
 
-class RecordedHookWarning(UserWarning):
+class RecordedHookWarning(hookery.HookWarning):
     """A hook sits in a step that was recorded, and does not run when that is replayed."""
 
 
@@ -54,9 +56,8 @@ def noticed() -> Iterator[Noticed]:
 
     Needs counting (`hookery.registry.counting`), which every process of the runtime has switched on.
     """
-    global _before
+    global _before, _profiler
     found = Noticed()
-    profiler = sys.getprofile()
 
     def note(frame: types.FrameType, event: str, _: object) -> None:
         # A nested function is many, by one place: each generator that was made a context manager, for one.
@@ -64,13 +65,18 @@ def noticed() -> Iterator[Noticed]:
             found.places.add((frame.f_code.co_filename, frame.f_code.co_firstlineno))
 
     _before = _calls()
-    sys.setprofile(note)
+    # There is one profiler in a thread, and one that is written in C cannot be put back before CPython 3.12.
+    _profiler = note if sys.getprofile() is None else None
+    if _profiler is not None:
+        sys.setprofile(_profiler)
     try:
         yield found
         found.hooks += _ran()
+        found.hooks += (hook for hook in _applied() if not hook.counted and _ran_in(hook, found.places))
     finally:
-        sys.setprofile(profiler)
-        _before = None
+        if _profiler is not None:
+            sys.setprofile(None)
+        _before = _profiler = None
 
 
 @contextmanager
@@ -80,12 +86,14 @@ def left() -> Iterator[None]:
     if _before is None:
         yield
         return
-    inside, profiler = _ran(), sys.getprofile()
-    sys.setprofile(None)
+    inside = _ran()
+    if _profiler is not None:
+        sys.setprofile(None)
     try:
         yield
     finally:
-        sys.setprofile(profiler)
+        if _profiler is not None:
+            sys.setprofile(_profiler)
         # What has run in the step so far must still show at its end.
         _before = {hook: calls - (hook in inside) for hook, calls in _calls().items()}
 
@@ -95,24 +103,26 @@ def were_recorded(found: Noticed, recorder: object) -> None:
     a function in it later, and let every listing of the process's hooks say so, `hookery ps --json` and
     `hookery list --process` included."""
     name = type(recorder).__qualname__
-    for hook in found.hooks:
-        _note(hook, f"is in a step that {name} has recorded: it ran at capture and does not run at replay")
+    what = f"is in a step that {name} has recorded: it ran at capture and does not run at replay"
+    reporting.warn([warning for hook in found.hooks for warning in _note(hook, what)])
     if _look_at_new_hooks not in observers:
         observers.append(_look_at_new_hooks)
     _recorded.setdefault(recorder, set()).update(found.places)
-    _looked_at.update(hook for hook in hookery.registry.hooks() if hook.state is hookery.HookState.APPLIED)
+    _looked_at.update(_applied())
 
 
 def _look_at_new_hooks(registry: hookery.HookRegistry) -> None:
     if registry is not hookery.registry:
         return
-    for hook in registry.hooks():
-        if hook.state is hookery.HookState.APPLIED and hook not in _looked_at:
+    for hook in _applied():
+        if hook not in _looked_at:
             _looked_at.add(hook)
             place = _place_of(hook.target)
             for recorder in [recorder for recorder, places in _recorded.items() if place in places]:
                 name = type(recorder).__qualname__
-                _note(hook, f"is on part of a step that {name} recorded before: it does not run at replay")
+                what = f"is on part of a step that {name} recorded before: it does not run at replay"
+                # Whoever imports something, by which a hook comes to be applied, must not fail.
+                reporting.warn(_note(hook, what), never_raise=True)
 
 
 def _place_of(target: str) -> Place | None:
@@ -121,17 +131,30 @@ def _place_of(target: str) -> Place | None:
         found = pkgutil.resolve_name(target)
     except (ImportError, AttributeError, ValueError):
         return None
-    if isinstance(found, property):
-        found = found.fget
-    code = getattr(inspect.unwrap(found), "__code__", None) if callable(found) else None
+    return _written_at(found.fget if isinstance(found, property) else found)
+
+
+def _written_at(function: object) -> Place | None:
+    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
     return None if code is None else (code.co_filename, code.co_firstlineno)
 
 
-def _note(hook: hookery.Hook, what: str) -> None:
+def _ran_in(hook: hookery.Hook, places: set[Place]) -> bool:
+    """Whether a hook whose calls are not counted ran in a step, as far as the functions that did can tell: a REPLACE or
+    AROUND hook may have kept its target from running."""
+    if _place_of(hook.target) in places:
+        return True
+    instead = hook.type in (hookery.HookType.REPLACE, hookery.HookType.AROUND)
+    return instead and _written_at(hook.function) in places
+
+
+def _note(hook: hookery.Hook, what: str) -> list[RecordedHookWarning]:
+    """Let listings say so; what is to be warned of, unless they said so before."""
     note = f"{what}; hook what runs at every step, or switch the graph runner off"
-    if note not in hook.notes:
-        hookery.add_note(hook, note)
-        warnings.warn(f"{hook.function_name} on {hook.target} {note}", RecordedHookWarning, stacklevel=4)
+    if note in hook.notes:
+        return []
+    hookery.add_note(hook, note)
+    return [RecordedHookWarning(f"{hook.function_name} on {hook.target} {note}")]
 
 
 def will_be_compiled(found: Noticed, compiler: str) -> None:
@@ -146,6 +169,10 @@ def will_be_compiled(found: Noticed, compiler: str) -> None:
 def _ran() -> list[hookery.Hook]:
     before = _before or {}
     return [hook for hook, calls in _calls().items() if calls > before.get(hook, 0)]
+
+
+def _applied() -> list[hookery.Hook]:
+    return [hook for hook in hookery.registry.hooks() if hook.state is hookery.HookState.APPLIED]
 
 
 def _calls() -> dict[hookery.Hook, int]:

@@ -95,10 +95,10 @@ ELSEWHERE = MappingProxyType(
                 f"{_EXECUTOR}.breakable_cuda_graph_runner.BreakableCudaGraphRunner",
                 "record addresses check_addresses",
             ),
-            [f"{_POOLS}.MHATokenToKVPool.storage"],
+            [f"{_POOLS}.MHATokenToKVPool.storage", "runtime.platforms.probe.check_graph_capture"],
         ),
         "prompts are compiled": _all(
-            [f"{_PLATFORM}.get_compile_backend", _PIECEWISE],
+            [f"{_PLATFORM}.get_compile_backend", "runtime.platforms.probe.check_compiler", _PIECEWISE],
             _at(
                 _PIECEWISE,
                 "check_device make_backend parallel_sizes aligned gather_options choose_capture_sizes build_registry"

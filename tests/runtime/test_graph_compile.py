@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +121,17 @@ class TestDecodes:
         mocker.patch.object(CudaGraphRunner, "step_for", step_for)
         with pytest.raises(ConfigError, match=r"cannot record .*CompiledGraphBackend.*graph_break"):
             make_runner(family("llama"), decode_graph="on", graph_backend="compiled", decode_graph_sizes=(2,))
+
+    def test_an_error_where_nothing_is_compiled_imports_no_compiler(
+        self, family: Callable[[str], Path], mocker: MockerFixture
+    ) -> None:
+        mocker.patch.object(CudaGraphRunner, "step_for", side_effect=LookupError("of somebody"))
+        mocker.patch.dict(sys.modules)
+        sys.modules.pop("torch._dynamo.exc", None)
+        mocker.patch.object(torch, "_dynamo", None)
+        with pytest.raises(LookupError, match="of somebody"):
+            make_runner(family("llama"), decode_graph="on")
+        assert "torch._dynamo.exc" not in sys.modules
 
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler imports what torch has deprecated

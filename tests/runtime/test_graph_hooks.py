@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from pytest_mock import MockerFixture
 import hookery
 from hookery import HookRegistry, HookType, publication, state_files
 from runtime.config import ServerArgs
+from runtime.core.errors import ConfigError
 from runtime.core.request import Request
 from runtime.core.sampling_params import SamplingParams
 from runtime.model_executor import input_buffers
@@ -26,6 +28,8 @@ from tests.runtime.tape_backend import TapeGraphBackend
 MODEL_FORWARD = "runtime.models.decoder.CausalLM.forward"
 ATTENTION = "runtime.layers.attention.torch_backend.TorchAttentionBackend.forward"
 FILTER = "runtime.model_executor.capture_sizes.filter_for_gather"
+RUN_EAGERLY = "runtime.model_executor.breakable_cuda_graph_runner.BreakRecorder.run_eagerly"
+NORM = "runtime.layers.layernorm.RMSNorm.forward"
 REPLAY = "runtime.model_executor.cuda_graph_runner.CudaGraphRunner.replay"
 
 
@@ -45,6 +49,21 @@ def surroundings(mocker: MockerFixture) -> Iterator[None]:
 
 def passing(*args: Any, **kwargs: Any) -> None:
     """A hook that changes nothing."""
+
+
+def opening(*args: Any, **kwargs: Any) -> None:
+    """A hook that no compiler can trace."""
+    with open(os.devnull):
+        pass
+
+
+def failing(*args: Any, **kwargs: Any) -> None:
+    raise LookupError("the hook's own")
+
+
+def zeros(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A hook in whose place nothing else runs."""
+    return torch.zeros_like(x)
 
 
 def make_runner(model: Path, **args: Any) -> ModelRunner:
@@ -130,6 +149,37 @@ class TestRecordedHooks:
         assert {target: len(said) for target, said in noted.items()} == {MODEL_FORWARD: 2, REPLAY: 0, ATTENTION: 1}
         assert "CudaGraphRunner recorded before: it does not run at replay" in noted[ATTENTION][0]
 
+    def test_one_that_is_not_counted_is_warned_about_too(self, llama_checkpoint: Path) -> None:
+        for target in (MODEL_FORWARD, ATTENTION, REPLAY):
+            hookery.registry.register(target, passing, HookType.BEFORE, count=False)
+        hookery.registry.register(NORM, zeros, HookType.REPLACE, count=False)
+        hookery.registry.apply_hooks(strict=True)
+        with pytest.warns(recorded_hooks.RecordedHookWarning):
+            make_runner(llama_checkpoint, prefill_graph="breakable")
+        noted = notes(hookery.applied_hooks())
+        assert {target for target, said in noted.items() if said} == {MODEL_FORWARD, NORM}
+
+    def test_a_hook_that_comes_too_late_never_fails_what_applies_it(
+        self, llama_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        runner = make_runner(llama_checkpoint, decode_graph="on")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            hook(MODEL_FORWARD)
+        assert runner.graph_runner is not None
+        assert f":passing on {MODEL_FORWARD} is on part of a step that CudaGraphRunner" in capsys.readouterr().err
+
+    def test_somebody_s_profiler_is_left_alone(self, llama_checkpoint: Path) -> None:
+        # Before CPython 3.12 one that is written in C cannot be put back.
+        profiler = cProfile.Profile()
+        profiler.enable()
+        try:
+            make_runner(llama_checkpoint, prefill_graph="breakable")
+        finally:
+            profiler.disable()
+        seen = {entry.code.co_name for entry in profiler.getstats() if not isinstance(entry.code, str)}
+        assert {"capture_one", "forward_add", "run_eagerly"} <= seen
+
     def test_a_hook_where_the_recording_is_left_is_not(self, llama_checkpoint: Path) -> None:
         hook(ATTENTION)
         with warnings.catch_warnings():
@@ -160,18 +210,37 @@ class TestRecordedHooks:
             return graph
 
         mocker.patch.object(CpuSRTPlatform, "get_compile_backend", return_value=compiler)
-        norm = "runtime.layers.layernorm.RMSNorm.forward"
-        hook(norm, REPLAY, ATTENTION)
+        hook(NORM, REPLAY, ATTENTION)
         runner = make_runner(llama_checkpoint, **{"graph_backend": "plain"} | graphs)
         at_capture, counted = len(compiled), calls()
         for _ in range(2):
             run(runner)
         assert len(compiled) == at_capture > 0
-        (record,) = (record for record in hookery.applied_hooks() if record.target == norm)
+        (record,) = (record for record in hookery.applied_hooks() if record.target == NORM)
         assert (record.ran, record.calls) == (True, None)
         assert record.notes[0].endswith("GraphRunner has compiled: its calls are not counted")
         seen = REPLAY if "decode_graph" in graphs else ATTENTION
         assert calls()[seen] > counted[seen], "where the step is left, hooks are counted as ever"
+
+    def test_a_hook_that_the_compiler_cannot_trace_stops_the_start_and_is_named(self, llama_checkpoint: Path) -> None:
+        hookery.registry.register(MODEL_FORWARD, opening, HookType.BEFORE)
+        hookery.registry.apply_hooks(strict=True)
+        with pytest.raises(ConfigError, match=rf"; hooks in it: BEFORE \S+:opening on {MODEL_FORWARD}; choose"):
+            make_runner(llama_checkpoint, decode_graph="on", graph_backend="compiled")
+
+    def test_an_error_of_a_hook_is_its_own(self, llama_checkpoint: Path) -> None:
+        hookery.registry.register(MODEL_FORWARD, failing, HookType.BEFORE)
+        hookery.registry.apply_hooks(strict=True)
+        with pytest.raises(LookupError, match="the hook's own"):
+            make_runner(llama_checkpoint, decode_graph="on")
+
+    @pytest.mark.parametrize("kind", ["breakable", "piecewise"])
+    def test_a_hook_on_what_leaves_the_recording_takes_later_too(self, llama_checkpoint: Path, kind: str) -> None:
+        args = {"prefill_graph": kind, "graph_backend": "plain"}
+        runner = make_runner(llama_checkpoint, **args)
+        hook(RUN_EAGERLY)
+        run(runner)
+        assert calls() == {RUN_EAGERLY: 3}, "once for each layer, in the prompt"
 
     def test_nothing_is_recorded_where_steps_run_again(self, llama_checkpoint: Path) -> None:
         hook(MODEL_FORWARD)

@@ -9,6 +9,7 @@ import json
 import pkgutil
 import shutil
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -187,7 +188,7 @@ def test_recording_on_a_device(all_run: Any, mocker: MockerFixture) -> None:
     all_run("a device records")
     test_graph_backends.FakeGraph.log = log = []
     for cls in (CudaGraphBackend, AcceleratorGraphBackend):
-        mocker.patch.object(cls, "_pool", None, create=True)
+        mocker.patch.object(cls, "_graphs", weakref.WeakSet())
     for as_device in (test_graph_backends.as_cuda, test_graph_backends.as_accelerator):
         with as_device(mocker, log) as backend, backend.capture_session():
             backend.begin()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +18,16 @@ from runtime.mem_cache import pool_selection
 from runtime.mem_cache.memory_pool import MHATokenToKVPool
 from runtime.model_executor.model_runner import ModelRunner
 from runtime.models import loader
-from runtime.platforms import PlatformCapabilities, probe
+from runtime.platforms import PlatformCapabilities, probe, report
 from runtime.platforms.cpu import CpuSRTPlatform
+from runtime.platforms.graph_backend import AcceleratorGraphBackend
 from tests.runtime.tape_backend import TapeGraphBackend
 
 CPU = torch.device("cpu")
+NO_DTYPE = (
+    "platform cpu declares '{}' in its dtypes, which is no dtype of torch: use the names that torch prints, such as"
+    " float32, float16 or bfloat16"
+)
 
 
 def refused(mocker: MockerFixture, model: Path, what: str, value: object, **args: Any) -> str:
@@ -49,6 +55,8 @@ def refused(mocker: MockerFixture, model: Path, what: str, value: object, **args
             "platform cpu declares graph_capture, but AcceleratorGraphBackend cannot record on cpu: Accelerator"
             " expected; correct its capabilities, or let get_graph_backends return one that can",
         ),
+        ("capabilities", PlatformCapabilities(dtypes=("float32", "fp16")), {}, NO_DTYPE.format("fp16")),
+        ("capabilities", PlatformCapabilities(dtypes=("half", "float32")), {}, NO_DTYPE.format("half")),
         (
             "get_default_attention_backend",
             None,
@@ -106,6 +114,14 @@ def test_dtypes_are_a_tuple_of_names(dtypes: Any) -> None:
         PlatformCapabilities(dtypes=dtypes)
 
 
+def test_the_check_of_a_platform_says_the_same_of_its_dtypes(mocker: MockerFixture) -> None:
+    declared = PlatformCapabilities(dtypes=("float32", "fp16"))
+    mocker.patch.object(CpuSRTPlatform, "capabilities", mocker.PropertyMock(return_value=declared))
+    with pytest.raises(PlatformError) as caught:
+        report.check()
+    assert str(caught.value) == NO_DTYPE.format("fp16")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_cpu_keeps_what_it_promises(dtype: torch.dtype) -> None:
     probe.check_dtype(dtype, CPU)
@@ -133,6 +149,12 @@ def test_a_backend_is_judged_by_what_a_replay_gives() -> None:
     probe.check_graph_capture(TapeGraphBackend, CPU)
     with pytest.raises(PlatformError, match=r"Forgetful cannot record on cpu: it gave \[1.0, 1.0\] for \[7.0, 7.0\]"):
         probe.check_graph_capture(Forgetful, CPU)
+
+
+def test_a_backend_that_says_what_it_lacks_is_quoted_as_it_is(mocker: MockerFixture) -> None:
+    mocker.patch.object(torch, "accelerator", SimpleNamespace())
+    with pytest.raises(PlatformError, match=r"^torch \S+ has no torch.accelerator.Graph: install .* graph backend$"):
+        probe.check_graph_capture(AcceleratorGraphBackend, CPU)
 
 
 def test_a_compiler_is_judged_by_what_it_gives(mocker: MockerFixture) -> None:
