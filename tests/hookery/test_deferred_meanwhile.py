@@ -1,4 +1,4 @@
-"""What another thread imports between the moment that a hook is found to wait and the moment that its module is watched."""
+"""What another thread imports after a hook was found to wait, and before its module is watched."""
 
 from __future__ import annotations
 
