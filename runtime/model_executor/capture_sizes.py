@@ -14,6 +14,7 @@ import bisect
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from runtime.core.errors import ConfigError
 
@@ -228,25 +229,21 @@ class ParallelSizes:
 
     def mlp_tp_gather(self) -> bool:
         """`require_mlp_tp_gather` of these sizes."""
-        return require_mlp_tp_gather(
-            tp_size=self.tp_size,
-            dp_size=self.dp_size,
-            enable_dp_attention=self.enable_dp_attention,
-            moe_dense_tp_size=self.moe_dense_tp_size,
-            enable_dp_lm_head=self.enable_dp_lm_head,
-            moe_all_to_all=self.moe_all_to_all,
-        )
+        return require_mlp_tp_gather(**self._sharing())
 
     def gathered_buffer(self) -> bool:
         """`require_gathered_buffer` of these sizes."""
-        return require_gathered_buffer(
-            tp_size=self.tp_size,
-            dp_size=self.dp_size,
-            enable_dp_attention=self.enable_dp_attention,
-            moe_dense_tp_size=self.moe_dense_tp_size,
-            enable_dp_lm_head=self.enable_dp_lm_head,
-            moe_all_to_all=self.moe_all_to_all,
-        )
+        return require_gathered_buffer(**self._sharing())
+
+    def _sharing(self) -> dict[str, Any]:
+        return {
+            "tp_size": self.tp_size,
+            "dp_size": self.dp_size,
+            "enable_dp_attention": self.enable_dp_attention,
+            "moe_dense_tp_size": self.moe_dense_tp_size,
+            "enable_dp_lm_head": self.enable_dp_lm_head,
+            "moe_all_to_all": self.moe_all_to_all,
+        }
 
     def alignment(self) -> int:
         """`row_alignment` of these sizes."""
