@@ -44,6 +44,9 @@ class OtherPlatform(VendorPlatform):
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing is named, nothing is chosen yet, and what is chosen here is forgotten."""
+    # Set first, since what is deleted where nothing was is not remembered, and a platform bound here would stay.
+    monkeypatch.setitem(vars(platforms), "current_platform", None)
+    monkeypatch.delitem(vars(platforms), "current_platform")
     for variable in (platforms.PLATFORM_ENV, platforms.CPU_ENV):
         monkeypatch.delenv(variable, raising=False)
     for cached in (discovery.select_platform, discovery._active_plugin):
@@ -348,10 +351,7 @@ def test_a_failure_is_not_remembered(plugins: Plugins) -> None:
     assert chosen() == "cpu"
 
 
-def test_the_platform_of_the_process_is_made_at_first_access_and_kept(
-    plugins: Plugins, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(vars(platforms), "current_platform", raising=False)
+def test_the_platform_of_the_process_is_made_at_first_access_and_kept(plugins: Plugins) -> None:
     plugins.add("vendor", VendorPlatform)
     assert plugins.loaded == []
     assert type(platforms.current_platform) is VendorPlatform
