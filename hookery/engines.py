@@ -323,6 +323,15 @@ def compose_property(original: Any, accessors: dict[str, Any]) -> Any:
     return original
 
 
+# The code that was written for the functions that are hooked in place.
+_written_codes: weakref.WeakKeyDictionary[types.FunctionType, types.CodeType] = weakref.WeakKeyDictionary()
+
+
+def written_code(function: types.FunctionType) -> types.CodeType:
+    """The code that was written for a function, where it is hooked in place too."""
+    return _written_codes.get(function, function.__code__)
+
+
 class InPlace:
     """The original, with other code. What hooks call as the original is a twin that has the original's code."""
 
@@ -346,10 +355,12 @@ class InPlace:
         if "__signature__" not in vars(self.callee.original) and signature is not None:
             # The code shows *args, **kwargs where a hook takes arguments as the caller passed them.
             vars(self.function)["__signature__"] = signature
+        _written_codes[self.function] = self.original_code
         _install(self.function, fused)
 
     def retire(self) -> None:
         _set_code(self.function, self.original_code)
+        _written_codes.pop(self.function, None)
         if "__signature__" not in vars(self.callee.original):
             vars(self.function).pop("__signature__", None)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hookery import children, patches, raw
+from hookery import children, engines, patches, raw
 from hookery import held as held  # needed by the patches while the lock is held
 from hookery.chain import replacement_order
 from hookery.hooks import Hook, HookState, HookType, TargetNotFoundError
@@ -288,7 +288,8 @@ def source_of(thing: Any) -> tuple[str | None, int | None]:
         else:
             break
     if type(thing) is types.FunctionType:
-        return thing.__code__.co_filename, thing.__code__.co_firstlineno
+        code = engines.written_code(thing)
+        return code.co_filename, code.co_firstlineno
     cls = thing if raw.is_class(thing) else type(thing)
     if cls is thing:
         import inspect

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 
 import hookery
 from hookery import reporting
+from hookery.explanation import source_of
 from hookery.registry import observers
 
 Place = tuple[str, int]
@@ -28,7 +29,7 @@ class Noticed:
 
     Attributes:
         hooks: the hooks that ran in it.
-        places: the functions that ran in it; none where somebody profiles this thread.
+        places: the functions that ran in it; none where somebody profiles and traces this thread.
     """
 
     def __init__(self) -> None:
@@ -38,8 +39,9 @@ class Noticed:
 
 # How often each hook had run when the step began or was last gone on with; None while nobody wants to know.
 _before: dict[hookery.Hook, int] | None = None
-# What notes the places meanwhile.
-_profiler: Callable[[types.FrameType, str, object], None] | None = None
+# What notes the places meanwhile, and what has it do so.
+_note_place: Callable[[types.FrameType, str, object], None] | None = None
+_watch: Callable[[Callable[[types.FrameType, str, object], None] | None], None] | None = None
 # Who has recorded steps, with the functions in them, and the hooks that were looked at.
 _recorded: weakref.WeakKeyDictionary[object, set[Place | None]] = weakref.WeakKeyDictionary()
 _looked_at: weakref.WeakSet[hookery.Hook] = weakref.WeakSet()
@@ -56,7 +58,7 @@ def noticed() -> Iterator[Noticed]:
 
     Needs counting (`hookery.registry.counting`), which every process of the runtime has switched on.
     """
-    global _before, _profiler
+    global _before, _note_place, _watch
     found = Noticed()
 
     def note(frame: types.FrameType, event: str, _: object) -> None:
@@ -65,18 +67,25 @@ def noticed() -> Iterator[Noticed]:
             found.places.add((frame.f_code.co_filename, frame.f_code.co_firstlineno))
 
     _before = _calls()
-    # There is one profiler in a thread, and one that is written in C cannot be put back before CPython 3.12.
-    _profiler = note if sys.getprofile() is None else None
-    if _profiler is not None:
-        sys.setprofile(_profiler)
+    _note_place, _watch = note, _free_watch()
+    if _watch is not None:
+        _watch(note)
     try:
         yield found
         found.hooks += _ran()
         found.hooks += (hook for hook in _applied() if not hook.counted and _ran_in(hook, found.places))
     finally:
-        if _profiler is not None:
-            sys.setprofile(None)
-        _before = _profiler = None
+        if _watch is not None:
+            _watch(None)
+        _before = _note_place = _watch = None
+
+
+def _free_watch() -> Callable[[Callable[[types.FrameType, str, object], None] | None], None] | None:
+    """What tells of the calls in this thread and is not in use: there is one profiler and one tracer in a thread, and
+    one that is written in C cannot be put back before CPython 3.12."""
+    if sys.getprofile() is None:
+        return sys.setprofile
+    return sys.settrace if sys.gettrace() is None else None
 
 
 @contextmanager
@@ -87,13 +96,13 @@ def left() -> Iterator[None]:
         yield
         return
     inside = _ran()
-    if _profiler is not None:
-        sys.setprofile(None)
+    if _watch is not None:
+        _watch(None)
     try:
         yield
     finally:
-        if _profiler is not None:
-            sys.setprofile(_profiler)
+        if _watch is not None:
+            _watch(_note_place)
         # What has run in the step so far must still show at its end.
         _before = {hook: calls - (hook in inside) for hook, calls in _calls().items()}
 
@@ -135,8 +144,8 @@ def _place_of(target: str) -> Place | None:
 
 
 def _written_at(function: object) -> Place | None:
-    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
-    return None if code is None else (code.co_filename, code.co_firstlineno)
+    file, line = source_of(inspect.unwrap(function)) if callable(function) else (None, None)
+    return None if file is None or line is None else (file, line)
 
 
 def _ran_in(hook: hookery.Hook, places: set[Place]) -> bool:

@@ -167,6 +167,20 @@ class TestExplain:
         )
         assert till.file == shop.__file__
 
+    def test_what_is_hooked_in_place_is_still_where_it_was_written(
+        self, shop: types.ModuleType, registry: HookRegistry
+    ) -> None:
+        registry.register("shop.price", note, HookType.BEFORE, engine="inplace")
+        registry.register("shop.Till.sell", shop.price, HookType.REPLACE)
+        registry.apply_hooks()
+        explained = registry.explain("shop.price")
+        assert (explained.engine, explained.file, explained.line) == ("inplace", shop.__file__, 2)
+        hook = registry.explain("shop.Till.sell").chain[0]
+        assert (hook.file, hook.line) == (shop.__file__, 2)
+        registry.revert()
+        explained = registry.explain("shop.price")
+        assert (explained.state, explained.file, explained.line) == ("not hooked", shop.__file__, 2)
+
     @pytest.mark.parametrize(("target", "file"), [("math.sqrt", None), ("json.decoder.scanstring", None)])
     def test_what_was_not_written_in_python_has_no_file(
         self, registry: HookRegistry, target: str, file: str | None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import cProfile
 import os
+import sys
+import types
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -80,9 +82,9 @@ def run(runner: ModelRunner) -> None:
     runner.release(request)
 
 
-def hook(*targets: str) -> None:
+def hook(*targets: str, engine: str = "auto") -> None:
     for target in targets:
-        hookery.registry.register(target, passing, HookType.BEFORE)
+        hookery.registry.register(target, passing, HookType.BEFORE, engine=engine)
     hookery.registry.apply_hooks(strict=True)
 
 
@@ -138,10 +140,12 @@ class TestRecordedHooks:
         (this,) = (process for process in processes if process.pid == os.getpid())
         assert notes(this.records)[MODEL_FORWARD] == (note,), "what `hookery list --process` shows"
 
-    def test_a_hook_that_comes_too_late_for_the_recording_is_too(self, llama_checkpoint: Path) -> None:
+    @pytest.mark.parametrize("engine", ["auto", "inplace"])
+    def test_a_hook_that_comes_too_late_for_the_recording_is_too(self, llama_checkpoint: Path, engine: str) -> None:
         runner = make_runner(llama_checkpoint, decode_graph="on", prefill_graph="breakable")
         with pytest.warns(recorded_hooks.RecordedHookWarning) as seen:
-            hook(MODEL_FORWARD, REPLAY, ATTENTION)
+            hook(MODEL_FORWARD, ATTENTION, engine=engine)
+            hook(REPLAY)
         assert [w.category for w in seen] == [recorded_hooks.RecordedHookWarning] * 3
         run(runner)
         assert calls() == {MODEL_FORWARD: 0, REPLAY: 1, ATTENTION: 3}, "attention of the prompt is left out of it"
@@ -178,6 +182,27 @@ class TestRecordedHooks:
         finally:
             profiler.disable()
         seen = {entry.code.co_name for entry in profiler.getstats() if not isinstance(entry.code, str)}
+        assert {"capture_one", "forward_add", "run_eagerly"} <= seen
+        with pytest.warns(recorded_hooks.RecordedHookWarning, match="forward_add is on part of a step that Breakable"):
+            hook("runtime.layers.linear.Linear.forward_add")
+        assert sys.gettrace() is None
+
+    def test_somebody_s_debugger_is_left_alone_too(self, llama_checkpoint: Path) -> None:
+        seen = set()
+
+        def trace(frame: types.FrameType, event: str, _: object) -> None:
+            seen.add(frame.f_code.co_name)
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        sys.setprofile(profile := lambda *call: None)
+        try:
+            make_runner(llama_checkpoint, prefill_graph="breakable")
+            left_alone = (sys.gettrace(), sys.getprofile()) == (trace, profile)
+        finally:
+            sys.setprofile(None)
+            sys.settrace(before)
+        assert left_alone
         assert {"capture_one", "forward_add", "run_eagerly"} <= seen
 
     def test_a_hook_where_the_recording_is_left_is_not(self, llama_checkpoint: Path) -> None:
