@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hookery import children, engines, patches, raw
+from hookery import children, engines, patch_table, patches, raw
 from hookery import held as held  # needed by the patches while the lock is held
 from hookery.chain import replacement_order
 from hookery.hooks import Hook, HookState, HookType, TargetNotFoundError
 from hookery.listing import stand_ins_on_main
 from hookery.naming import name_of
-from hookery.patches import Patch
+from hookery.patch_table import Patch
 from hookery.targets import Pending, Target, resolve
 
 
@@ -163,9 +163,11 @@ def explain(target: str, hooks: Iterable[Hook]) -> Explanation:
         detail = str(error)
     if isinstance(found, Pending):
         state, detail = "pending", found.why
-    patch = patches.find(found) if isinstance(found, Target) else None
+    patch = patch_table.find(found) if isinstance(found, Target) else None
     if patch is None:  # the name may lead to what somebody has put over a patch
-        patch = next((on for hook in asked for on in patches.patches_of(hook) if on.target.name == hook.place), None)
+        patch = next(
+            (on for hook in asked for on in patch_table.patches_of(hook) if on.target.name == hook.place), None
+        )
     if isinstance(found, Target):
         state = "hooked" if patch is not None else "not hooked"
     if patch is None:
@@ -229,7 +231,7 @@ def problems(hooks: Sequence[Hook]) -> list[Problem]:
     """Everything about ``hooks`` that is not as it was asked for. Expects the lock to be held."""
     on_main = set(stand_ins_on_main(hooks).values())
     hooks = [hook for hook in hooks if hook not in on_main]
-    on = {hook: patches.patches_of(hook) for hook in hooks}
+    on = {hook: patch_table.patches_of(hook) for hook in hooks}
     unreached = patches.unreached(dict.fromkeys(patch for hooked in on.values() for patch in hooked))
     absent = children.absent(hooks)
     found: list[Problem] = []

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from hookery import patches, plugins, reporting
+from hookery import patch_table, patches, plugins, reporting
 from hookery.hooks import Hook, HookSource, HookState, HookType, HookWarning, LoadedPlugin, PluginError
 from hookery.naming import MAIN, HookName, look_up, module_name_of, name_of, qualname_of, why_local
 from hookery.registry import HookRegistry, Reach, next_order
@@ -382,7 +382,7 @@ class _Applying:
         with patches.lock:
             for hook in hooks:
                 hook.order = next_order()
-            for patch in dict.fromkeys(patch for hook in hooks for patch in patches.patches_of(hook)):
+            for patch in dict.fromkeys(patch for hook in hooks for patch in patch_table.patches_of(hook)):
                 patches.refresh(patch)
             patches.settle()
 

@@ -1,8 +1,8 @@
-"""The patches of this process: one table that all registries share, so that any of them can leave in any order.
+"""Puts hooks on targets and takes them off: on one table that all registries share, so that any of them can leave in
+any order.
 
-A :class:`Patch` is one hooked target: the original, the one stable stand-in, the hooks on it and everything that was
-rebound to the stand-in. Changing the hooks swaps what the stand-in calls, not the stand-in. Every function here expects
-:data:`lock` to be held, and none of them imports a target's module.
+Changing the hooks of a patch swaps what its stand-in calls, not the stand-in. Every function here expects :data:`lock`
+to be held, and none of them imports a target's module.
 """
 
 from __future__ import annotations
@@ -10,110 +10,19 @@ from __future__ import annotations
 import operator
 import sys
 import types
-import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from hookery import chain, engines, locking, own_modules, raw, reach, retired
+from hookery import chain, engines, locking, own_modules, patch_table, raw, reach, retired
 from hookery.fitting import assign, check_fit, set_attribute
 from hookery.fused import Fused
 from hookery.hooks import Hook, HookError, HookState, HookType, HookWarning, MissedHookWarning, TargetNotFoundError
+from hookery.patch_table import Patch, all_patches, find, patches_of, table
 from hookery.reach import Holder
-from hookery.table import Table
 from hookery.targets import Target, TargetKind, again, leads_elsewhere, resolve
 
 lock = locking.lock
 
-observers: list[Callable[[Patch], object]] = []  # called with every patch that is made
-_made: weakref.WeakSet[Patch] = weakref.WeakSet()  # those that were taken off too, until the last reference goes
-
-
-class Patch:
-    """One hooked target. ``stand_in`` is what stands at its name, ``made`` what the engine made for it."""
-
-    def __init__(self, target: Target, engine: str, engine_reason: str, first: Hook) -> None:
-        self.target = target
-        self.engine = engine
-        self.engine_reason = engine_reason
-        self.is_class = target.kind is TargetKind.CLASS
-        # Whether the descriptor at the name is composed of what was made for its accessors.
-        self.is_property = target.kind is TargetKind.PROPERTY and engine != engines.ENGINE_IN_PLACE
-        self.stand_in: Any = None
-        self.made: engines.StandIn | None = None
-        self.hooks: list[Hook] = []
-        self.holders: list[Holder] = []
-        self.deep = False  # what else than module globals holds the original is rebound too, where that is safe
-        self.superseded = False  # a reload put another object at the name; this patch serves who kept the old one
-        self.references = 0  # how many there are to what was made, before it stands anywhere
-        self.looking_after: Callable[[], bool] | None = None  # see own_modules
-        _made.add(self)
-        for observe in observers:
-            observe(self)
-        if not self.is_class:
-            self.made = engines.make_stand_in(target, engine, first.function)
-            if not self.is_property:
-                self.stand_in = self.made.value
-                self.references = retired.references(self.stand_in)
-
-    def stand_with(self, stand_in: Any) -> None:
-        """From now on this stands at the name; ``None``: the original does."""
-        _patches.forget(self, self.stand_in)
-        self.stand_in = stand_in
-        _patches.know(self, stand_in)
-
-    @property
-    def original(self) -> Any:
-        return self.target.raw
-
-    @property
-    def standing(self) -> Any:
-        """What stands at the target's name in its owner's own namespace, or ``None``."""
-        return raw.attributes(self.target.owner).get(self.target.attribute)
-
-    @property
-    def rebinds(self) -> bool:
-        """Whether module globals that hold the original are rebound: not for an inherited target, whose original
-        belongs to another class, nor for what lies wrapped in a descriptor that no module global holds, nor for what
-        unrelated names share, nor where the original itself is what stands."""
-        return not (
-            self.target.inherited
-            or self.original is None
-            or self.engine == engines.ENGINE_IN_PLACE
-            or isinstance(self.original, (classmethod, staticmethod, property))
-        )
-
-    @property
-    def entries(self) -> set[tuple[int, str]]:
-        """The module globals where the stand-in was put: the identity of each and the name."""
-        found = {(id(each.namespace), each.name) for each in self.holders if type(each) is reach.Entry}
-        return {(id(raw.attributes(self.target.owner)), self.target.attribute), *found}
-
-    def siblings(self) -> list[Patch]:
-        """The patches of the accessors of one property, this one among them."""
-        return [patch for patch in _patches if not patch.superseded and _is_sibling(patch, self.target)]
-
-    @property
-    def held(self) -> list[tuple[Any, Any]]:
-        """What others may hold of the original, each with what stands in for it."""
-        if self.target.inherited or self.stand_in is None or self.stand_in is self.original:
-            return []
-        from hookery import held
-
-        return held.pairs(self.original, self.stand_in)
-
-    @property
-    def sought(self) -> list[tuple[Any, Any]]:
-        """That, and what stood for the original before and somebody still has."""
-        found = self.held
-        return found + [(older, new) for old, new in found if new is not None for older in retired.stood_for(old)]
-
-    @property
-    def own_modules(self) -> set[int]:
-        """The identities of the globals of the modules that the hooks were written in."""
-        return {id(found) for hook in self.hooks if (found := hook.own_globals()) is not None}
-
-
-_patches: Table[Patch] = Table()
 _notes: list[HookWarning] = []  # what to warn about once the table is consistent and the lock free
 _returning: list[reach.Rebinding] = []  # stand-ins whose last hook left
 _left: list[Patch] = []  # patches whose last hook left, and whose stand-ins may be held by others
@@ -129,27 +38,6 @@ def take_notes() -> list[HookWarning]:
     notes = _notes.copy()
     _notes.clear()
     return notes
-
-
-def all_patches() -> list[Patch]:
-    return list(_patches)
-
-
-def patches_of(hook: Hook) -> list[Patch]:
-    return [patch for patch in _patches if hook in patch.hooks]
-
-
-def find(target: Target) -> Patch | None:
-    """The patch that ``target`` belongs to, under whichever name it was found."""
-    for patch in _patches.about(target.raw):
-        if patch.superseded or target.accessor != patch.target.accessor:
-            continue
-        same_place = patch.target.owner is target.owner and patch.target.attribute == target.attribute
-        # What a module re-exports is one target under two names; an alias in a class is a method of its own.
-        in_modules = isinstance(target.owner, types.ModuleType) and isinstance(patch.target.owner, types.ModuleType)
-        if same_place or (in_modules and target.raw is not None):
-            return patch
-    return None
 
 
 def add(target: Target, hook: Hook) -> None:
@@ -212,7 +100,7 @@ def overriding(hook: Hook, on: Iterable[Patch] | None = None) -> list[tuple[Patc
             own = raw.class_namespace(subclass)[attribute]
             if own is patch.original or own is patch.stand_in:
                 continue  # an alias: a holder, not an override
-            there = [other for other in _patches if other.target.owner is subclass and other.stand_in is own]
+            there = [other for other in table if other.target.owner is subclass and other.stand_in is own]
             if not any(hook in other.hooks or other.target.inherited for other in there):
                 found.append((patch, subclass))
     first = {id(subclass): (patch, subclass) for patch, subclass in reversed(found)}
@@ -227,7 +115,7 @@ def overrides(hook: Hook, on: Iterable[Patch] | None = None) -> list[str]:
 def all_overrides() -> dict[Hook, list[str]]:
     """That for all hooks which are applied; those without any are left out."""
     on: dict[Hook, list[Patch]] = {}
-    for patch in _patches:
+    for patch in table:
         for hook in patch.hooks if raw.is_class(patch.target.owner) else ():
             on.setdefault(hook, []).append(patch)
     found = {hook: overrides(hook, of_hook) for hook, of_hook in on.items() if hook.state is HookState.APPLIED}
@@ -241,7 +129,7 @@ def _put(target: Target, hook: Hook) -> None:
         patch = _change_engine(patch, hook)
     if patch is None:
         patch = _new_patch(target, hook)
-        _patches.add(patch)
+        table.add(patch)
     if hook not in patch.hooks:
         patch.hooks.append(hook)
     if hook.deep:
@@ -253,28 +141,19 @@ def _put(target: Target, hook: Hook) -> None:
     except TypeError:
         patch.hooks.remove(hook)
         if not patch.hooks:
-            _patches.remove(patch)
+            table.remove(patch)
         raise
 
 
 def _new_patch(target: Target, first: Hook) -> Patch:
     engine, reason = engines.choose(target, first.engine_asked)
-    for other in _patches.about(target.raw):
-        if _is_sibling(other, target) and other.stand_in is target.raw:
+    for other in table.about(target.raw):
+        if other.is_accessor_beside(target) and other.stand_in is target.raw:
             target = target._replace(raw=other.original, inherited=other.target.inherited)
-    for other in _patches if engine == engines.ENGINE_IN_PLACE else ():
+    for other in table if engine == engines.ENGINE_IN_PLACE else ():
         if other.engine == engine and other.target.inner is target.inner:
             raise TypeError(f"{target.name} is hooked in place already, as {other.target.name}: they are one function")
     return Patch(target, engine, reason, first)
-
-
-def _is_sibling(patch: Patch, target: Target) -> bool:
-    return (
-        patch.is_property
-        and target.kind is TargetKind.PROPERTY
-        and patch.target.owner is target.owner
-        and patch.target.attribute == target.attribute
-    )
 
 
 def _change_engine(patch: Patch, newcomer: Hook) -> Patch:
@@ -296,7 +175,7 @@ def _change_engine(patch: Patch, newcomer: Hook) -> Patch:
     _rebind()
     changed = _new_patch(patch.target, newcomer)
     changed.hooks = hooks
-    _patches.add(changed)
+    table.add(changed)
     refresh(changed)
     _stand(changed, newcomer)
     return changed
@@ -437,7 +316,7 @@ def _stand_class(patch: Patch, winner: Hook | None) -> None:
     for holder in patch.holders:
         holder.exchange(old, new)
     if old is not patch.original:  # who imported it from the target's name
-        others = [other for other in _patches if other is not patch and other.stand_in is old]
+        others = [other for other in table if other is not patch and other.stand_in is old]
         spared = {entry for other in others for entry in other.entries} | _held_before.get(id(old), set())
         own = {id(raw.namespace(sys.modules.get(raw.class_module(old))))}
         _returning.append(reach.Rebinding(old, new, own, name=patch.target.attribute, spared_entries=spared))
@@ -461,7 +340,7 @@ def settle() -> None:
 def _rebind() -> None:
     patch_of: dict[int, Patch] = {}
     wishes: list[reach.Rebinding] = []
-    for patch in _patches:
+    for patch in table:
         if patch.rebinds and patch.stand_in is not None and id(patch.original) not in patch_of:
             wishes.append(reach.Rebinding(patch.original, patch.stand_in, patch.own_modules))
             patch_of[id(patch.original)] = patch
@@ -480,15 +359,15 @@ def _rebind() -> None:
         elif id(wish.old) in patch_of:
             patch_of[id(wish.old)].holders.append(holder)
         else:
-            for patch in _patches:
+            for patch in table:
                 if patch.is_class and patch.stand_in is wish.new:
                     patch.holders.append(holder)
-    reached = [patch for patch in _patches if patch in _to_reach and not patch.superseded]
+    reached = [patch for patch in table if patch in _to_reach and not patch.superseded]
     _to_reach.clear()
     if reached:
         from hookery import held
 
-        for patch, holders in held.rebind(reached, _made).items():
+        for patch, holders in held.rebind(reached, patch_table.made).items():
             patch.holders.extend(holders)
 
 
@@ -502,10 +381,9 @@ def unreached(wanted: Iterable[Patch]) -> dict[Patch, list[Holder]]:
     """Who still holds the originals of some patches, and so calls past the hooks. Asks the garbage collector."""
     from hookery import held
 
-    found = held.find([patch for patch in wanted if not patch.superseded], _made)
+    found = held.find([patch for patch in wanted if not patch.superseded], patch_table.made)
     return {
-        patch: [*(holder for _, _, holder in places), *held.in_chains(patch, _patches)]
-        for patch, places in found.items()
+        patch: [*(holder for _, _, holder in places), *held.in_chains(patch, table)] for patch, places in found.items()
     }
 
 
@@ -543,8 +421,8 @@ def remove(patch: Patch, hooks: list[Hook]) -> None:
     if patch.hooks:
         refresh(patch)
         return
-    if patch in _patches:
-        _patches.remove(patch)
+    if patch in table:
+        table.remove(patch)
     if patch in _to_reach:
         _to_reach.remove(patch)
     if patch.made is None:
@@ -588,7 +466,7 @@ def give_back(left: list[Patch]) -> None:
     """Whoever was given, or has taken, the stand-ins of patches whose last hook left gets the originals."""
     from hookery import held
 
-    held.give_back(left, _made)
+    held.give_back(left, patch_table.made)
 
 
 def _report_foreign(patch: Patch) -> None:

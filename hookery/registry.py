@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
-from hookery import engines, own_modules, patches, watching
+from hookery import engines, own_modules, patch_table, patches, watching
 from hookery.fitting import check_options
 from hookery.hooks import (
     APPLIED,
@@ -220,7 +220,7 @@ class HookRegistry:
             if reach == "deep":
                 for hook in self._hooks:
                     hook.deep = True
-                    for patch in patches.patches_of(hook):
+                    for patch in patch_table.patches_of(hook):
                         patches.reach_deeply(patch)
             waiting = [hook for hook in self._hooks if hook.state in _WAITING]
         resolved: list[tuple[Hook, Target]] = []
@@ -345,7 +345,7 @@ class HookRegistry:
         """
         place = None if target is None else _place(target)
         with patches.lock:
-            patch = None if place is None else patches.find(place)
+            patch = None if place is None else patch_table.find(place)
             chosen = [
                 hook
                 for hook in self._hooks
@@ -368,7 +368,7 @@ class HookRegistry:
             left = self._withdraw(hooks)
         _give_back(left)
 
-    def _withdraw(self, hooks: list[Hook]) -> list[patches.Patch]:
+    def _withdraw(self, hooks: list[Hook]) -> list[patch_table.Patch]:
         self._take_off(hooks)
         for hook in hooks:
             hook.state, hook.detail = HookState.REVERTED, ""
@@ -473,7 +473,7 @@ class HookRegistry:
         validate_name(target)
         with patches.lock:
             place = _place(target)
-            patch = None if place is None else patches.find(place)
+            patch = None if place is None else patch_table.find(place)
             asked = [
                 hook
                 for registry in dict.fromkeys([*watching.live, self])
@@ -506,7 +506,7 @@ class HookRegistry:
 
     @staticmethod
     def _unreached(hooks: list[Hook]) -> dict[Hook, list[str]]:
-        on = {hook: patches.patches_of(hook) for hook in hooks}
+        on = {hook: patch_table.patches_of(hook) for hook in hooks}
         found = patches.unreached(dict.fromkeys(patch for hooked in on.values() for patch in hooked))
         return {
             hook: sorted({holder.address for patch in hooked for holder in found.get(patch, ())})
@@ -537,7 +537,7 @@ class HookRegistry:
 
     def _take_off(self, hooks: list[Hook]) -> None:
         own_modules.forget()
-        for patch in patches.all_patches():
+        for patch in patch_table.all_patches():
             if any(hook in hooks for hook in patch.hooks):
                 patches.remove(patch, hooks)
 
@@ -557,7 +557,7 @@ def _names(hook: Hook, target: str) -> bool:
     """Whether ``target`` is a name of what the hook is on."""
     if hook.plain_target == plain_name(target):
         return True
-    return any(plain_name(patch.target.name) == plain_name(target) for patch in patches.patches_of(hook))
+    return any(plain_name(patch.target.name) == plain_name(target) for patch in patch_table.patches_of(hook))
 
 
 def _place(target: str) -> Target | None:
@@ -569,7 +569,7 @@ def _place(target: str) -> Target | None:
     return found if isinstance(found, Target) else None
 
 
-def _give_back(left: list[patches.Patch]) -> None:
+def _give_back(left: list[patch_table.Patch]) -> None:
     if left:
         from hookery import held  # noqa: F401  (before the lock is taken)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hookery import patches
+from hookery import patch_table
 from hookery.hooks import Hook, TargetNotFoundError
 from hookery.targets import Target, may_concern, resolve
 
@@ -15,7 +15,7 @@ def supersede(module: str) -> list[Hook]:
     Returns the hooks that have to be applied to what stands there now.
     """
     orphans: list[Hook] = []
-    for patch in patches.all_patches():
+    for patch in patch_table.all_patches():
         if patch.superseded:
             continue
         if patch.target.module == module and _found_by(patch.target.name, module) is not patch:
@@ -44,4 +44,4 @@ def _found_by(name: str, module: str) -> Any:
         return None
     if not isinstance(now, Target):
         return None
-    return patches.find(now) if now.module == module else _ELSEWHERE
+    return patch_table.find(now) if now.module == module else _ELSEWHERE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hookery import patches, watching
+from hookery import patch_table, patches, watching
 from hookery.hooks import Hook, HookError
 from hookery.registry import HookRegistry, observers, registry
 
@@ -37,7 +37,7 @@ def set_counted(hook: Hook, counted: bool) -> None:
         if hook.counted is counted:
             return
         hook.counted = counted
-        for patch in patches.patches_of(hook):
+        for patch in patch_table.patches_of(hook):
             patches.refresh(patch)
     _tell(owner)
 

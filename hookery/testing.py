@@ -24,9 +24,9 @@ from typing import Any
 import pytest
 
 from hookery import held as held  # needed by the patches while the lock is held
-from hookery import patches, raw
+from hookery import patch_table, raw
 from hookery.hooks import HookWarning
-from hookery.patches import Patch
+from hookery.patch_table import Patch
 from hookery.reach import Entry, Holder
 from hookery.registry import HookRegistry
 
@@ -41,7 +41,7 @@ class _Watch:
         self.registry = HookRegistry()
         self.made: list[Patch] = []
         self.left: dict[int, Any] = {}  # by patch or holder: what stood there when our hooks had been taken back
-        patches.observers.append(self.made.append)
+        patch_table.observers.append(self.made.append)
 
     def revert(self) -> None:
         """Take the hooks back. What others have put over them is theirs to take back, a moment later."""
@@ -54,7 +54,7 @@ class _Watch:
 
     def leaks(self) -> Iterator[str]:
         """The addresses that hold what the test has put there, and that nobody has given back what they held before."""
-        patches.observers.remove(self.made.append)
+        patch_table.observers.remove(self.made.append)
         for patch in self._ended():
             if _now(patch) is patch.stand_in:  # somebody had it and has put it back when we had left
                 _put_back(patch)
@@ -73,7 +73,7 @@ class _Watch:
 
     def _ended(self) -> list[Patch]:
         """The patches that no other registry keeps, each once; a reload has put something else at the name of some."""
-        kept = patches.all_patches()
+        kept = patch_table.all_patches()
         return [patch for patch in self.made if patch not in kept and not patch.superseded]
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import Protocol
 
-from hookery import patches, reloading
+from hookery import patch_table, patches, reloading
 from hookery.deferred import ImportWatcher, modules_to_watch
 from hookery.hooks import PENDING, Hook, HookSource, HookWarning
 from hookery.lazies import LazyWatcher
@@ -64,7 +64,7 @@ _HANDS_DOWN = "multiprocessing.process"  # what stands here has to be known to t
 def watch_imports() -> None:
     """Watch the modules that pending targets wait for, and those of applied ones (a reload has to hook them again); and
     the attributes of lazy packages that are waited for."""
-    modules = {patch.target.module for patch in patches.all_patches()}
+    modules = {patch.target.module for patch in patch_table.all_patches()}
     for registry in list(live):
         modules |= modules_to_watch(registry.live_targets())
     if modules and _HANDS_DOWN not in sys.modules:

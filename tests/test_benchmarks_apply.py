@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import apply
-from hookery import patches
+from hookery import patch_table
 
 TINY = ["--rounds", "1", "--hooks", "12", "--bare"]
 
@@ -24,7 +24,7 @@ def test_json_has_the_scan_the_application_and_the_import(capsys: pytest.Capture
     assert applied["rows"]["one scan"]["scans"] == 1.0
     assert "hookery.registry" in imported["imports"]
     assert not {"torch", "wrapt", "importlib.metadata"} & set(imported["imports"])
-    assert patches.all_patches() == []
+    assert patch_table.all_patches() == []
 
 
 def test_the_table_names_what_was_measured_and_the_limits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from benchmarks import hook_overhead
-from hookery import HookType, patches
+from hookery import HookType, patch_table
 
 TINY = ["--rounds", "2", "--calls", "3"]
 
@@ -48,7 +48,7 @@ def test_the_table_names_versions_machine_peers_and_hooks(capsys: pytest.Capture
 def test_it_leaves_no_hook_no_module_and_the_garbage_collector_as_it_was() -> None:
     modules = set(sys.modules)
     hook_overhead.measure("method", "typed", "AROUND", rounds=1, calls=1)
-    assert patches.all_patches() == []
+    assert patch_table.all_patches() == []
     assert not {name for name in set(sys.modules) - modules if name.startswith("hook_overhead_target")}
     assert gc.isenabled()
 
@@ -67,7 +67,7 @@ def test_a_peer_that_does_not_run_the_hooks_is_refused(shape: str, peer: str) ->
 
     with pytest.raises(AssertionError, match="ran 0 hooks instead of 1"):
         hook_overhead.Subject(peer, shape, ((HookType.AROUND, Stranger()),))
-    assert patches.all_patches() == []
+    assert patch_table.all_patches() == []
 
 
 @pytest.mark.parametrize("option", ["--rounds", "--calls"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hookery import HookRegistry, patches
+from hookery import HookRegistry, patch_table
 from tests.hookery.support import Modules
 
 
@@ -37,4 +37,4 @@ def registry() -> Iterator[HookRegistry]:
     made = HookRegistry()
     yield made
     made.reset()
-    assert patches.all_patches() == []
+    assert patch_table.all_patches() == []

@@ -14,7 +14,7 @@ HEAD = """
 import os, sys, threading, time, types, warnings
 warnings.filterwarnings("ignore", category=DeprecationWarning)  # forking with threads is the subject
 import hookery
-from hookery import HookRegistry, HookType, patches
+from hookery import HookRegistry, HookType, patch_table, patches
 
 shop = types.ModuleType("shop")
 exec("def price(item): return item\\ndef cost(item): return item", vars(shop))
@@ -94,7 +94,7 @@ for thread in threads:
 def work():
     for name, original in zip(("price", "cost"), originals):
         assert getattr(shop, name)("tea") in ("tea", "tea!")
-        standing = [patch for patch in patches.all_patches() if patch.target.attribute == name]
+        standing = [patch for patch in patch_table.all_patches() if patch.target.attribute == name]
         assert (getattr(shop, name) is original) is (not standing), name
     registry = HookRegistry()
     registry.register("shop.price", lambda result, item: "mine", HookType.AFTER, priority=1)

@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from hookery import HookApplyError, HookError, HookRegistry, HookSource, HookState, HookType, HookWarning, patches
+from hookery import HookApplyError, HookError, HookRegistry, HookSource, HookState, HookType, HookWarning, patch_table
 from tests.hookery.support import Modules
 
 SHOP = """
@@ -574,14 +574,14 @@ class Lifecycle(RuleBasedStateMachine):
 
     @invariant()
     def with_no_hook_left_everything_is_the_object_it_was(self) -> None:
-        if hasattr(self, "modules") and not patches.all_patches():
+        if hasattr(self, "modules") and not patch_table.all_patches():
             self.check_that_everything_is_as_it_was()
 
     def teardown(self) -> None:
         try:
             for registry in reversed(self.registries):
                 registry.reset()
-            assert patches.all_patches() == []
+            assert patch_table.all_patches() == []
             if hasattr(self, "modules"):
                 self.check_that_everything_is_as_it_was()
         finally:

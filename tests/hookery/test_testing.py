@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hookery import patches
+from hookery import patch_table
 
 pytest_plugins = ["pytester"]
 
@@ -46,10 +46,10 @@ def _project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iter
     pytester.makeini("[pytest]\nfilterwarnings = error")
     pytester.makepyfile(shop=SHOP, client="from shop import price")
     pytester.syspathinsert()
-    observers = list(patches.observers)
+    observers = list(patch_table.observers)
     yield
-    assert patches.all_patches() == []
-    assert patches.observers == observers
+    assert patch_table.all_patches() == []
+    assert patch_table.observers == observers
 
 
 def run(pytester: pytest.Pytester, tests: str, **outcomes: int) -> pytest.RunResult:

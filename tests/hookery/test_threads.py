@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-from hookery import HookRegistry, HookSource, HookState, HookType, patches
+from hookery import HookRegistry, HookSource, HookState, HookType, patch_table
 from tests.hookery.support import Modules, run_python
 
 THREADS = 4
@@ -86,7 +86,7 @@ def test_registries_come_and_go_while_the_target_is_called(shop: types.ModuleTyp
         caller.join(60)
     assert not caller.is_alive()
     assert shop.price is original
-    assert patches.all_patches() == []
+    assert patch_table.all_patches() == []
 
 
 def test_threads_that_register_with_one_registry_lose_no_hook(shop: types.ModuleType, registry: HookRegistry) -> None:
@@ -165,7 +165,7 @@ def test_a_target_that_is_called_while_its_module_is_applied_in_another_thread_d
     out = run_python(
         """
         import threading, types, sys, hookery
-        from hookery import HookType, patches
+        from hookery import HookType, patch_table, patches
 
         shop = types.ModuleType("shop")
         exec("def price(item): return item", vars(shop))
@@ -202,7 +202,7 @@ def test_no_import_happens_while_the_lock_is_held(modules: Modules) -> None:
         """
         import builtins, importlib, sys
         import hookery
-        from hookery import HookType, patches
+        from hookery import HookType, patch_table, patches
 
         guilty = []
 

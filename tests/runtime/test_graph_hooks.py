@@ -143,9 +143,9 @@ class TestRecordedHooks:
     @pytest.mark.parametrize("engine", ["auto", "inplace"])
     def test_a_hook_that_comes_too_late_for_the_recording_is_too(self, llama_checkpoint: Path, engine: str) -> None:
         runner = make_runner(llama_checkpoint, decode_graph="on", prefill_graph="breakable")
+        hook(REPLAY)
         with pytest.warns(recorded_hooks.RecordedHookWarning) as seen:
             hook(MODEL_FORWARD, ATTENTION, engine=engine)
-            hook(REPLAY)
         assert [w.category for w in seen] == [recorded_hooks.RecordedHookWarning] * 3
         run(runner)
         assert calls() == {MODEL_FORWARD: 0, REPLAY: 1, ATTENTION: 3}, "attention of the prompt is left out of it"
