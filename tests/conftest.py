@@ -2,7 +2,11 @@
 
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
+
+import pytest
 
 # Tests run in parallel and start processes of their own: with every one of them spinning a thread per core, small
 # matrix products take many times as long. Read by torch and tokenizers when they are imported, so set before that.
@@ -20,6 +24,17 @@ collect_ignore = ["plugins"]
 _state_folder = None
 if "HOOKERY_STATE_DIR" not in os.environ:
     _state_folder = os.environ["HOOKERY_STATE_DIR"] = tempfile.mkdtemp(prefix="hookery-tests-")
+
+
+@pytest.fixture(autouse=True)
+def no_platform_is_left_behind() -> Iterator[None]:
+    """A test that chooses a platform of its own and leaves it to those after it fails, and not one of those."""
+    yield
+    platforms = getattr(sys.modules.get("runtime.platforms"), "__dict__", {})
+    chosen = platforms.get("current_platform")
+    if chosen is not None and chosen.device_name != os.environ["RUNTIME_PLATFORM"]:
+        del platforms["current_platform"]
+        pytest.fail(f"the platform {chosen.device_name!r} was left to the tests that come after this one")
 
 
 def pytest_unconfigure() -> None:
