@@ -34,6 +34,15 @@ __all__ = ["surroundings"]
 pytestmark = pytest.mark.usefixtures("surroundings")
 
 
+@pytest.fixture
+def inductor(mocker: MockerFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Torch's own compiler, and where it keeps what it makes."""
+    kept = tmp_path / "compiled"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(kept))
+    mocker.patch.object(CpuSRTPlatform, "get_compile_backend", return_value="inductor")
+    return kept
+
+
 class TestPieces:
     def test_pieces_are_compiled_between_one_attention_and_the_next(
         self, family: Callable[[str], Path], mocker: MockerFixture
@@ -81,6 +90,20 @@ class TestPieces:
         torch.compiler.reset()
         with pytest.raises(ConfigError, match=r"Piecewise.* cannot record .*recompile_limit"):
             make_runner(family("llama"), **args)
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler imports what torch has deprecated
+    def test_compiled_pieces_say_the_same(
+        self, family: Callable[[str], Path], inductor: Path, mocker: MockerFixture
+    ) -> None:
+        directory = family(FAMILIES[AttentionKind.MLA])
+        plain = make_runner(directory)
+        poison(mocker)
+        runner = make_runner(directory, prefill_graph="piecewise", graph_backend="plain", prefill_graph_sizes=(16,))
+        for lengths in ((16,), (3, 8)):
+            arrivals = [random_prompts(lengths, vocab_size=100)]
+            assert generate(runner, arrivals) == generate(plain, arrivals)
+        assert any(inductor.rglob("*.so")), "kept on disk"
 
 
 class TestDecodes:
@@ -136,18 +159,12 @@ class TestDecodes:
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler imports what torch has deprecated
     def test_compiled_decodes_say_the_same(
-        self,
-        family: Callable[[str], Path],
-        mocker: MockerFixture,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
+        self, family: Callable[[str], Path], inductor: Path, mocker: MockerFixture
     ) -> None:
-        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-        mocker.patch.object(CpuSRTPlatform, "get_compile_backend", return_value="inductor")
         plain = make_runner(family("llama"))
         poison(mocker)
         runner = make_runner(family("llama"), decode_graph="on", graph_backend="compiled", decode_graph_sizes=(4,))
         for size in (4, 3):
             arrivals = [random_prompts(LENGTHS[:size], vocab_size=100)]
             assert generate(runner, arrivals) == generate(plain, arrivals)
-        assert any((tmp_path / "compiled").rglob("*.so")), "kept on disk"
+        assert any(inductor.rglob("*.so")), "kept on disk"
