@@ -20,7 +20,7 @@ from runtime.model_executor import capture_sizes, cuda_graph_buffer_registry, in
 from runtime.model_executor.bucketed_graph_runner import BucketedGraphRunner, ShapeKey, Step
 from runtime.model_executor.cuda_graph_buffer_registry import CudaGraphBufferRegistry
 from runtime.platforms.graph_backend import GraphBackend
-from runtime.plugins import recorded_hooks
+from runtime.plugins import noticing
 from runtime.sampling import logits_processor
 
 MAX_PADDING = 2
@@ -69,7 +69,7 @@ class BreakRecorder:
         size = tensors[0].shape[0]
         number, self._breaks = self._breaks, self._breaks + 1
         if self.parts is None:
-            with recorded_hooks.left():
+            with noticing.left():
                 out = function(*_first_tokens(args, self.num_tokens))
                 if self.backend.records:
                     self._make_room(number, size, tensors, out)

@@ -27,7 +27,7 @@ from runtime.model_executor.cuda_graph_buffer_registry import CudaGraphBufferReg
 from runtime.model_executor.graph_runner import GraphRunner, RecordableRunner
 from runtime.platforms import graph_backend, probe
 from runtime.platforms.graph_backend import GraphBackend
-from runtime.plugins import recorded_hooks
+from runtime.plugins import noticing, recorded_hooks
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,7 @@ class BucketedGraphRunner(GraphRunner):
         self.recorded: dict[ShapeKey, Step] = {}
         self._output: torch.Tensor | None = None
         self._compiled_hooks: list[hookery.Hook] = []
+        self._told_of_compiling = False
         self._check = os.environ.get(GRAPH_CHECK_ENV) == "1"
         self.capture()
         self._addresses = self.addresses() if self._check else {}
@@ -211,22 +212,26 @@ class BucketedGraphRunner(GraphRunner):
 
     def capture_one(self, key: ShapeKey) -> Step:
         """Warm the step of one shape up and record it."""
-        name = type(self).__qualname__
-        step, warm_ups = self.step_for(key), WARM_UPS - 1
-        # As it is written at first: what is made at first use is made before a compiler looks, and hooks are seen.
-        with recorded_hooks.noticed() as found:
+        step = self.step_for(key)
+        compiles = self.compiles or self.backend.compiles
+        # As it is written: what is made or decided at first use is so before a compiler looks, and is no part of the
+        # step in which hooks are seen after that.
+        for _ in range(WARM_UPS - 1):
+            self._run_recorded(step)
+            platforms.current_platform.synchronize()
+        with noticing.noticed() as found:
             output = self._run_recorded(step)
-        if self.compiles or self.backend.compiles:
-            self._compiled_hooks = found.hooks
-            recorded_hooks.will_be_compiled(found, name)
-            step, warm_ups = _compiled(step, whole=self.recorder is None or not self.recorder.breaks), WARM_UPS
+        if compiles:
+            self._compiled_hooks = list(found.hooks)
+            recorded_hooks.will_be_compiled(found, self)
+            step = _compiled(step, whole=self.recorder is None or not self.recorder.breaks)
         step = functools.partial(self._run_recorded, step)
-        for _ in range(warm_ups):
+        for _ in range(WARM_UPS if compiles else 0):
             platforms.current_platform.synchronize()
             output = step()
         platforms.current_platform.synchronize()
         if not self.backend.records:
-            return step
+            return self._telling_of_compiling(step, key) if compiles else step
         if self._output is None or self._output.shape[0] < output.shape[0]:
             self._output = torch.zeros_like(output)
         output = self._output[: output.shape[0]]
@@ -294,6 +299,26 @@ class BucketedGraphRunner(GraphRunner):
                 " that recorded steps read, and do not replace them"
             )
 
+    def _telling_of_compiling(self, step: Step, key: ShapeKey) -> Step:
+        """The compiled step; that it had to be compiled anew is told once."""
+
+        def run() -> torch.Tensor:
+            before = _graphs_compiled()
+            output = step()
+            if _graphs_compiled() > before and not self._told_of_compiling:
+                self._told_of_compiling = True
+                hooks = ", ".join(hook.describe() for hook in self._compiled_hooks) or "none"
+                logger.warning(
+                    "%s: a step of %s was compiled anew at replay, which takes long: something that it reads is not as"
+                    " it was, such as a number that a hook in it counts up, or a hook came; hooks in it at capture: %s",
+                    type(self).__qualname__,
+                    key,
+                    hooks,
+                )
+            return output
+
+        return run
+
     def _run_recorded(self, step: Step) -> torch.Tensor:
         """Run a step, its layers being told who records."""
         with recording.recorded_by(self.recorder):
@@ -312,6 +337,12 @@ def _compiled(step: Step, whole: bool) -> Step:
         accumulated_recompile_limit=COMPILED_ENTRIES,
         fail_on_recompile_limit_hit=True,
     )(compiled)
+
+
+def _graphs_compiled() -> int:
+    """How many graphs torch has handed to a compiler in this process."""
+    count: int = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return count
 
 
 def _with_own_code(step: Any) -> Step:

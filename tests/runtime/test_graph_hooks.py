@@ -41,7 +41,7 @@ def surroundings(mocker: MockerFixture) -> Iterator[None]:
     mocker.patch.object(CpuSRTPlatform, "get_graph_backends", return_value=backends)
     mocker.patch.object(CpuSRTPlatform, "get_compile_backend", return_value="eager")
     mocker.patch.object(hookery.registry, "counting", True)
-    recorded_hooks._recorded.clear()
+    recorded_hooks._steps.clear()
     input_buffers.forget_shared_buffers()
     torch.compiler.reset()
     yield
@@ -61,6 +61,18 @@ def opening(*args: Any, **kwargs: Any) -> None:
 
 def failing(*args: Any, **kwargs: Any) -> None:
     raise LookupError("the hook's own")
+
+
+times = [0]
+
+
+def counting(*args: Any, **kwargs: Any) -> None:
+    times[0] += 1
+
+
+def instead(original_fn: Any, self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A hook that does not call what it is around."""
+    return x
 
 
 def zeros(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -163,6 +175,80 @@ class TestRecordedHooks:
         noted = notes(hookery.applied_hooks())
         assert {target for target, said in noted.items() if said} == {MODEL_FORWARD, NORM}
 
+    @pytest.mark.parametrize(
+        ("target", "options"),
+        [
+            ("torch.nn.functional.linear", {}),
+            ("torch.Tensor.index_select", {}),
+            ("runtime.layers.attention.base.AttentionBackend.forward", {"subclasses": True}),
+            ("runtime.layers.linear.Linear.forward", {"engine": "wrapt"}),
+        ],
+    )
+    def test_what_is_written_in_c_or_overridden_is_known_too(
+        self, llama_checkpoint: Path, target: str, options: dict[str, Any]
+    ) -> None:
+        early = hookery.registry.register(target, passing, HookType.BEFORE, count=False, **options)
+        hookery.registry.apply_hooks(strict=True)
+        with pytest.warns(recorded_hooks.RecordedHookWarning, match=f"{target} is in a step that CudaGraphRunner has"):
+            runner = make_runner(llama_checkpoint, decode_graph="on")
+        hookery.registry.revert()
+        recorded_hooks._steps.pop(runner.graph_runner)
+        assert early.notes
+        runner = make_runner(llama_checkpoint, decode_graph="on")
+        hookery.registry.register(target, passing, HookType.BEFORE, **options)
+        with pytest.warns(recorded_hooks.RecordedHookWarning, match=f"{target} is on part of a step that CudaGraph"):
+            hookery.registry.apply_hooks(strict=True)
+        assert runner.graph_runner is not None
+        assert not any("recorded_hooks" in problem.detail for problem in hookery.registry.problems())
+
+    @pytest.mark.parametrize("hook_type", [HookType.REPLACE, HookType.AROUND])
+    def test_a_late_hook_on_what_another_hook_replaced_is_warned_about(
+        self, llama_checkpoint: Path, hook_type: HookType
+    ) -> None:
+        hookery.registry.register(NORM, zeros if hook_type is HookType.REPLACE else instead, hook_type)
+        hookery.registry.apply_hooks(strict=True)
+        with pytest.warns(recorded_hooks.RecordedHookWarning):
+            runner = make_runner(llama_checkpoint, decode_graph="on")
+        with pytest.warns(recorded_hooks.RecordedHookWarning, match=rf"passing on {NORM} is on part of a step"):
+            hook(NORM)
+        hookery.registry.revert()
+        with pytest.warns(recorded_hooks.RecordedHookWarning, match=rf"passing on {NORM} is on part of a step"):
+            hook(NORM)
+        assert runner.graph_runner is not None
+
+    def test_hooks_of_other_registries_are_warned_about(self, llama_checkpoint: Path) -> None:
+        early, late = HookRegistry(), HookRegistry()
+        try:
+            first = early.register(MODEL_FORWARD, passing, HookType.BEFORE)
+            early.apply_hooks(strict=True)
+            with pytest.warns(recorded_hooks.RecordedHookWarning, match="is in a step"):
+                runner = make_runner(llama_checkpoint, decode_graph="on")
+            second = late.register(MODEL_FORWARD, passing, HookType.AFTER)
+            with pytest.warns(recorded_hooks.RecordedHookWarning, match="is on part of a step"):
+                late.apply_hooks(strict=True)
+            assert [len(found.notes) for found in (first, second)] == [1, 1]
+            assert runner.graph_runner is not None
+        finally:
+            early.reset()
+            late.reset()
+
+    def test_what_cannot_be_seen_is_said_to_be_so(self, llama_checkpoint: Path) -> None:
+        runner = make_runner(llama_checkpoint, decode_graph="on")
+        with pytest.warns(
+            recorded_hooks.RecordedHookWarning, match=r"may be on part of .* whether it is cannot be seen"
+        ):
+            hook("torch.Tensor.__add__")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", recorded_hooks.RecordedHookWarning)
+            hook("torch.linalg.svd", "torch.Tensor.cholesky", "textwrap.dedent")
+        assert runner.graph_runner is not None
+
+    def test_what_is_decided_once_is_no_part_of_the_step(self, llama_checkpoint: Path) -> None:
+        hook("runtime.platforms.current_platform.get_dispatch_key")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", recorded_hooks.RecordedHookWarning)
+            make_runner(llama_checkpoint, decode_graph="on")
+
     def test_a_hook_that_comes_too_late_never_fails_what_applies_it(
         self, llama_checkpoint: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -246,6 +332,35 @@ class TestRecordedHooks:
         assert record.notes[0].endswith("GraphRunner has compiled: its calls are not counted")
         seen = REPLAY if "decode_graph" in graphs else ATTENTION
         assert calls()[seen] > counted[seen], "where the step is left, hooks are counted as ever"
+
+    @pytest.mark.parametrize(
+        "graphs", [{"decode_graph": "on", "graph_backend": "compiled"}, {"prefill_graph": "piecewise"}]
+    )
+    def test_a_hook_that_comes_too_late_for_the_compiler_is_warned_about(
+        self, llama_checkpoint: Path, graphs: dict[str, Any]
+    ) -> None:
+        runner = make_runner(llama_checkpoint, **{"graph_backend": "plain"} | graphs)
+        with pytest.warns(
+            recorded_hooks.RecordedHookWarning, match=rf"{NORM} is on part .*GraphRunner compiled before"
+        ):
+            hook(NORM)
+        (note,) = notes(hookery.applied_hooks())[NORM]
+        assert note.endswith("it need not run there; apply it before the engine starts")
+        assert runner.graph_runners
+
+    def test_a_hook_that_counts_for_itself_is_told_of(
+        self, llama_checkpoint: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # The compiler takes numbers for constants, and compiles anew where one has changed.
+        hookery.registry.register(NORM, counting, HookType.BEFORE)
+        hookery.registry.apply_hooks(strict=True)
+        runner = make_runner(llama_checkpoint, decode_graph="on", graph_backend="compiled")
+        caplog.clear()
+        for _ in range(3):
+            run(runner)
+        (told,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+        assert "was compiled anew at replay, which takes long" in told
+        assert "graph_hooks:counting on" in told
 
     def test_a_hook_that_the_compiler_cannot_trace_stops_the_start_and_is_named(self, llama_checkpoint: Path) -> None:
         hookery.registry.register(MODEL_FORWARD, opening, HookType.BEFORE)

@@ -105,7 +105,7 @@ def ran() -> set[str]:
 def all_run() -> Iterator[Callable[[str], None]]:
     """A function that hooks what a test of `ELSEWHERE` is to reach; when the test has ended, all of it has run."""
     wanted: set[str] = set()
-    recorded_hooks._recorded.clear()  # the steps of tests before
+    recorded_hooks._steps.clear()  # the steps of tests before
 
     def begin(test: str) -> None:
         wanted.update(ELSEWHERE[test])
