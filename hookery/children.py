@@ -155,7 +155,8 @@ def absent(hooks: Iterable[Hook]) -> Mapping[HookName, tuple[str, ...]]:
         lacks = _missed_by.get(child, set()) if sent is None else names - sent
         for name in lacks & names:
             found.setdefault(name, []).append(
-                f"process {child.pid} ({child.name}): it was started before the hook came"
+                f"process {child.pid} ({child.name}): it was started before the hook came, and has it only if it loads"
+                " the hooks itself"
             )
     for (pid, process), failures in reported.items():
         for name, why in failures:

@@ -13,6 +13,7 @@ from hookery import children, engines, patch_table, patches, raw
 from hookery import held as held  # needed by the patches while the lock is held
 from hookery.chain import replacement_order
 from hookery.hooks import Hook, HookState, HookType, TargetNotFoundError
+from hookery.holders import CachedFunction
 from hookery.listing import stand_ins_on_main
 from hookery.naming import name_of
 from hookery.patch_table import Patch
@@ -287,6 +288,8 @@ def source_of(thing: Any) -> tuple[str | None, int | None]:
             thing = thing.__func__
         elif type(thing) is property:
             thing = thing.fget
+        elif type(thing) is CachedFunction:
+            thing = thing.__wrapped__
         else:
             break
     if type(thing) is types.FunctionType:

@@ -29,7 +29,7 @@ MANY = 300
 
 CellType = types.CellType
 _SUSPENDED = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
-_CachedFunction = type(lru_cache(maxsize=0)(len))
+CachedFunction = type(lru_cache(maxsize=0)(len))
 _PASSED_OVER = (
     types.CodeType,
     types.TracebackType,
@@ -381,7 +381,7 @@ def _attribute(address: str, owner: Any, namespace: dict[str, Any], name: str) -
         return  # for introspection; what the function calls is in its closure
     elif module in _OTHER_PATCHERS:
         yield Fixed(address, "another patching library keeps it to put it back")
-    elif kind is _CachedFunction:
+    elif kind is CachedFunction:
         yield Fixed(address, _why(owner))
     else:
         yield Item(address, namespace, name)
@@ -395,7 +395,7 @@ def _why(thing: Any) -> str:
         set: "an element of a set has no place of its own",
         frozenset: "a frozenset cannot be changed",
         dict: "it is the key of a dictionary",
-        _CachedFunction: "functools.lru_cache has it",
+        CachedFunction: "functools.lru_cache has it",
     }.get(type(thing), f"a {type(thing).__name__} is not changed")
 
 
@@ -551,7 +551,7 @@ _BY_TYPE: dict[type, Callable[[Any], Iterator[_Reference]]] = {
     staticmethod: _parts("__func__"),
     classmethod: _parts("__func__"),
     property: _parts("fget", "fset", "fdel"),
-    _CachedFunction: _parts("__wrapped__"),
+    CachedFunction: _parts("__wrapped__"),
 }
 
 

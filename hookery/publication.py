@@ -288,8 +288,12 @@ def _listen() -> None:
     elif signal.getsignal(number) is not signal.SIG_DFL:
         _note(f"{name} is not answered: the program has a handler for it ({signal.getsignal(number)!r})")
     else:
-        signal.signal(number, _on_signal)
-        _state.signal = int(number)
+        try:
+            signal.signal(number, _on_signal)
+        except OSError as error:  # SIGKILL and SIGSTOP cannot be
+            _note(f"{name} cannot be answered: {error.strerror}; name another signal, such as SIGUSR2")
+        else:
+            _state.signal = int(number)
 
 
 def _on_signal(number: int, frame: types.FrameType | None) -> None:

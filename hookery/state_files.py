@@ -85,8 +85,14 @@ class PublishedProcess:
 
 
 def folder() -> str:
-    """Where the files are."""
-    return os.environ.get(FOLDER_VARIABLE) or f"/tmp/hookery-{os.geteuid()}"
+    """Where the files are. A path that is not absolute is from where this process is at its first use, and is made
+    absolute in the environment then: it is one folder wherever this process and its children go."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    if not named:
+        return f"/tmp/hookery-{os.geteuid()}"
+    if not os.path.isabs(named):
+        named = os.environ[FOLDER_VARIABLE] = os.path.abspath(named)
+    return named
 
 
 @contextmanager

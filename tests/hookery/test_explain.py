@@ -181,6 +181,11 @@ class TestExplain:
         explained = registry.explain("shop.price")
         assert (explained.state, explained.file, explained.line) == ("not hooked", shop.__file__, 2)
 
+    def test_what_is_cached_is_where_its_function_was_written(self, modules: Modules, registry: HookRegistry) -> None:
+        cached = modules.load("cached", "import functools\n@functools.lru_cache\ndef f(): ...\n")
+        explained = registry.explain("cached.f")
+        assert (explained.file, explained.line) == (cached.__file__, 2)
+
     @pytest.mark.parametrize(("target", "file"), [("math.sqrt", None), ("json.decoder.scanstring", None)])
     def test_what_was_not_written_in_python_has_no_file(
         self, registry: HookRegistry, target: str, file: str | None

@@ -443,6 +443,11 @@ class TestAsking:
     def test_a_signal_that_there_is_not(self, start: Start) -> None:
         assert "'SIGNOTHING', which is not the name of a signal" in start(HOOKERY_SIGNAL="SIGNOTHING").run(APPLY).end()
 
+    def test_a_signal_that_nobody_can_answer(self, start: Start) -> None:
+        program = start(HOOKERY_SIGNAL="SIGKILL").run(APPLY)
+        assert published()[program.pid].signal is None
+        assert "SIGKILL cannot be answered: Invalid argument; name another signal" in program.end()
+
     def test_during_its_own_work_it_answers_afterwards(self, start: Start) -> None:
         program = start(HOOKERY_SIGNAL="SIGUSR2").run(APPLY)
         program.run("""
@@ -538,6 +543,16 @@ class TestTheFolder:
         program.kill()
         assert published() == {}
         assert list(states.iterdir()) == []
+
+    def test_a_relative_one_stays_where_it_was_at_first(
+        self, start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        program = start(HOOKERY_STATE_DIR="here").run(APPLY).run("import os; os.mkdir('sub'); os.chdir('sub')")
+        program.run("register('textwrap.fill'); hookery.registry.apply_hooks()")
+        (kept,) = tmp_path.rglob("here")
+        monkeypatch.setenv("HOOKERY_STATE_DIR", str(kept))
+        assert states_of(program.pid) == {"textwrap.dedent": "applied", "textwrap.fill": "applied"}
+        program.run("assert os.environ['HOOKERY_STATE_DIR'] == " + repr(str(kept)))
 
     def test_without_a_setting_it_is_one_for_all_programs_of_the_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("HOOKERY_STATE_DIR", raising=False)
