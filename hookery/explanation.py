@@ -12,8 +12,8 @@ from typing import Any
 from hookery import children, engines, patch_table, patches, raw
 from hookery import held as held  # needed by the patches while the lock is held
 from hookery.chain import replacement_order
-from hookery.hooks import Hook, HookState, HookType, TargetNotFoundError
 from hookery.holders import CachedFunction
+from hookery.hooks import Hook, HookState, HookType, TargetNotFoundError
 from hookery.listing import stand_ins_on_main
 from hookery.naming import name_of
 from hookery.patch_table import Patch
