@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from runtime.model_executor.graph_slots import FillContext, GraphSlot
-
-_numel = torch.Tensor.numel
 
 
 @dataclass
@@ -50,6 +48,8 @@ class VectorCopies:
         fields = operator.attrgetter(*names)
         self.fields = fields if len(names) > 1 else lambda batch: (fields(batch),)
         self.lengths = [head.shape[0] for _, head in heads]
+        # What has one element need not be a vector, and asking that takes longer.
+        self.length_of: Callable[[torch.Tensor], int] = len if 1 in self.lengths else torch.Tensor.numel
         pairs = [(slot.dtype, source.dtype) for (slot, _), source in zip(heads, sources, strict=True)]
         self.groups = []
         for pair in dict.fromkeys([*pairs, *((tail.dtype, tail.dtype) for tail, _ in tails)]):
@@ -64,7 +64,7 @@ class VectorCopies:
         """Copy; False if the batch is not as expected and has to be looked at."""
         try:
             sources = self.fields(forward_batch)
-            if [*map(_numel, sources)] != self.lengths:
+            if [*map(self.length_of, sources)] != self.lengths:
                 return False
             if self.destinations is not None:
                 torch._foreach_copy_(self.destinations, sources)

@@ -362,6 +362,15 @@ class TestSlots:
         with pytest.raises(ValueError, match=r"slot '[ab]' takes"):
             registry.fill_from(batch, **sizes)
 
+    def test_a_steady_fill_of_one_row_still_wants_a_vector(self) -> None:
+        registry = self.registry()
+        registry.register_slot(GraphSlot("a", lambda bs, tokens: (bs,), torch.int64, "bs"))
+        sizes = {"raw_bs": 1, "padded_bs": 1, "raw_num_tokens": 1, "padded_num_tokens": 1}
+        for _ in range(3):
+            registry.fill_from(SimpleNamespace(a=torch.tensor([5])), **sizes)
+        with pytest.raises(ValueError, match="slot 'a' takes"):
+            registry.fill_from(SimpleNamespace(a=torch.tensor(6)), **sizes)
+
     def test_the_number_of_kept_plans_is_bounded(self, mocker: MockerFixture) -> None:
         mocker.patch.object(registries, "MAX_PLANS", 3)
         registry = self.registry()
