@@ -1,23 +1,25 @@
 """The command ``hookery``: run programs with hooks, and see which hooks there are and whether they run.
 
-Exit statuses: 0; 1 where the answer is no (a target would be missed, a process has no hooks); 2 for what cannot be
-answered or run, such as a plugin that is not installed.
+Exit statuses: 0; 1 where the answer is no (a target would be missed, or cannot be imported, a process has no hooks); 2
+for what cannot be answered or run, such as a plugin that is not installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from json.encoder import JSONEncoder
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from hookery import running
 from hookery.hooks import HookError, HookState, HookWarning, MissedHookWarning
+from hookery.naming import MAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,13 +29,23 @@ if TYPE_CHECKING:
 _RUN_USAGE = "hookery run [--plugin NAME] [--hook MODULE] [--strict] [--] PROGRAM [ARGUMENT ...]"
 # What a check fails for. Holders that are not reached and overrides are shown: whether they matter is for a person.
 _FAILING = ("missed", "pending", "undone", "displaced")
+_WHY_MAIN_WAITS = "it stands on the main module of the program that is run; `hookery run` puts it in place"
 _encode = JSONEncoder(indent=2).encode  # json.dumps may be hooked
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
+    """Run the command and return its exit status.
+
+    Args:
+        arguments: by default those of this process, which then is the command's: what is printed to standard output
+            after the answer, when the process ends for instance, goes to standard error.
+    """
     if sys.stdout is None:  # closed: the exit status is an answer too
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:  # else what is printed there would be printed to standard output
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a process may be called by what cannot be encoded
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = _end_of_own_options(given) if given[:1] == ["run"] else len(given)
     options = _parser().parse_args(given[:end])
@@ -55,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write_no_more()
         print(f"hookery: the answer cannot be written: {error.strerror}", file=sys.stderr)
         return 2
+    finally:
+        if arguments is None:
+            sys.stdout = sys.stderr
     return status
 
 
@@ -148,8 +163,34 @@ def _load(options: argparse.Namespace, *, eager: bool = False) -> None:
     from hookery import load_plugins
 
     running.append_folders(options.hook, running.folders_of(options.hook))
-    with _warnings_on_one_line():
-        load_plugins(modules=options.hook, names=options.plugin, eager=eager)
+    load_plugins(modules=options.hook, names=options.plugin, eager=eager)
+
+
+@contextmanager
+def _code_of_others() -> Iterator[None]:
+    """Around everything that imports plugins and targets. What they print goes to standard error: on standard output
+    is the answer alone. ``__main__`` is hookery's own here, so targets there are left to the program that is run. In
+    the end every hook is taken back, because hooks may well be on what this process prints with."""
+    from hookery import targets
+
+    before = targets.main_is_to_come, targets.why_main_waits
+    targets.main_is_to_come, targets.why_main_waits = True, _WHY_MAIN_WAITS
+    with _warnings_on_one_line(), redirect_stdout(_second_standard_error()):
+        try:
+            yield
+        finally:
+            _take_back()
+            targets.main_is_to_come, targets.why_main_waits = before
+
+
+def _second_standard_error() -> TextIO:
+    """Another stream to where standard error leads, because a module may take apart what it finds as ``sys.stdout``."""
+    try:
+        descriptor = sys.stderr.fileno()
+    except (OSError, AttributeError):  # it is no file
+        return sys.stderr
+    unbuffered = open(descriptor, "wb", buffering=0, closefd=False)  # noqa: SIM115  (a module may keep it)
+    return io.TextIOWrapper(unbuffered, encoding=sys.stderr.encoding, errors="backslashreplace", write_through=True)
 
 
 @contextmanager
@@ -166,11 +207,11 @@ def _warnings_on_one_line() -> Iterator[None]:
                 if issubclass(warning.category, HookWarning):
                     print(f"hookery: {warning.message}", file=sys.stderr)
                 else:
-                    print(warnings.formatwarning(warning.message, warning.category, warning.filename, warning.lineno))
+                    shown = warnings.formatwarning(warning.message, warning.category, warning.filename, warning.lineno)
+                    print(shown, end="", file=sys.stderr)
 
 
 def _take_back() -> None:
-    """From here on this process prints, and hooks may well be on what it prints with."""
     from hookery import registry
 
     with warnings.catch_warnings():
@@ -195,9 +236,9 @@ def _list(options: argparse.Namespace) -> int:
             as_of = f"whether hooks ran is as of {_clock(process.asked_at)}"
             print_table(COLUMNS, rows, [*notes, as_of])
         return 0
-    _load(options, eager=options.eager)
-    records = applied_hooks(unreached=True)
-    _take_back()
+    with _code_of_others():
+        _load(options, eager=options.eager)
+        records = applied_hooks(unreached=True)
     if options.json:
         print(_encode([record.to_dict() for record in records]))
     elif records:
@@ -215,6 +256,7 @@ def _processes(*, ended: bool = False) -> list[PublishedProcess]:
         HookError: what they say cannot be read.
     """
     from hookery import asking, state_files
+    from hookery.tables import on_one_line
 
     try:
         processes, _ = state_files.read_processes()
@@ -224,7 +266,7 @@ def _processes(*, ended: bool = False) -> list[PublishedProcess]:
     except OSError as error:
         raise HookError(f"{state_files.folder()} cannot be read: {error.strerror}") from error
     for what in unreadable:
-        print(f"hookery: cannot be read: {what}", file=sys.stderr)
+        print(f"hookery: cannot be read: {on_one_line(what)}", file=sys.stderr)
     return processes
 
 
@@ -292,18 +334,22 @@ def _explain(options: argparse.Namespace) -> int:
         validate_name(options.target)
     except ValueError as error:
         raise HookError(str(error)) from error
-    _load(options)
-    with _warnings_on_one_line():
+    failure: Exception | None = None
+    with _code_of_others():
+        _load(options)
         try:
             resolve(options.target, eager=True)
             registry.apply_pending()
         except Exception as error:  # noqa: BLE001  (importing runs other people's code; the explanation follows)
-            if not isinstance(error, HookError | TypeError):
-                print(f"hookery: {options.target} cannot be imported: {type(error).__name__}: {error}", file=sys.stderr)
-    explanation = registry.explain(options.target)
-    _take_back()
+            failure = error
+        explanation = registry.explain(options.target)
+    if failure is not None and str(failure) != explanation.detail:
+        said = f"{failure}"
+        if not isinstance(failure, HookError):
+            said = f"{options.target} cannot be imported: {type(failure).__name__}: {failure}"
+        print(f"hookery: {said}", file=sys.stderr)
     print(_encode(explanation.to_dict()) if options.json else str(explanation))
-    return 1 if explanation.state == "missed" else 0
+    return int(explanation.state == "missed" or failure is not None)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -314,15 +360,14 @@ def _check(options: argparse.Namespace) -> int:
 
     running.append_folders(options.hook, running.folders_of(options.hook))
     errors: list[str] = []
-    with _warnings_on_one_line():
+    with _code_of_others():
         parts: list[dict[str, Any]] = [{"names": [name]} for name in chosen_names(options.plugin, asked_by="--plugin")]
         parts += [{"names": [], "modules": [module]} for module in options.hook]
         for part in parts:  # one after the other, so that each is checked, whatever the others do
             errors += _errors_of(part)
-    records = registry.applied_hooks(unreached=True)
-    problems = registry.problems()
-    _take_back()
-    failed = [problem for problem in problems if problem.kind in _FAILING]
+        records = registry.applied_hooks(unreached=True)
+        problems = registry.problems()
+    failed = [problem for problem in problems if problem.kind in _FAILING and problem.waits_for != MAIN]
     ok = bool(records) and not failed and not errors
     if options.json:
         plain = {"ok": ok, "errors": errors, "problems": [problem.to_dict() for problem in problems]}
@@ -336,7 +381,12 @@ def _check(options: argparse.Namespace) -> int:
     if not records and not errors:
         print("nothing to check: no plugin is installed, and no module was named with --hook")
     else:
-        print(f"{len(records)} hook{'s' * (len(records) != 1)}, {len(failed)} would not be applied")
+        skipped = sum(record.state == HookState.SKIPPED.value for record in records)
+        on_main = sum(problem.waits_for == MAIN for problem in problems)
+        said = f"{len(records)} hook{'s' * (len(records) != 1)}, {len(failed)} would not be applied"
+        said += f", {skipped} skipped" if skipped else ""
+        said += f", {on_main} left to `hookery run`" if on_main else ""
+        print(said)
     return int(not ok)
 
 

@@ -13,7 +13,7 @@ from hookery import children, engines, patch_table, patches, raw
 from hookery import held as held  # needed by the patches while the lock is held
 from hookery.chain import replacement_order
 from hookery.holders import CachedFunction
-from hookery.hooks import Hook, HookState, HookType, TargetNotFoundError
+from hookery.hooks import Hook, HookError, HookState, HookType
 from hookery.listing import stand_ins_on_main
 from hookery.naming import name_of
 from hookery.patch_table import Patch
@@ -160,7 +160,7 @@ def explain(target: str, hooks: Iterable[Hook]) -> Explanation:
     state, detail = "missed", ""
     try:
         found = resolve(target)
-    except (TargetNotFoundError, TypeError) as error:
+    except (HookError, TypeError) as error:
         detail = str(error)
     if isinstance(found, Pending):
         state, detail = "pending", found.why
@@ -261,7 +261,7 @@ def problems(hooks: Sequence[Hook]) -> list[Problem]:
 def _is_there_now(hook: Hook) -> bool:
     try:
         return isinstance(resolve(hook.target), Target)
-    except (TargetNotFoundError, TypeError):
+    except (HookError, TypeError):
         return False
 
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from json.decoder import JSONDecoder
-from typing import Any
+from typing import Any, cast
 
 from hookery.hooks import HookError
 from hookery.listing import HookRecord, records_in
@@ -32,6 +32,7 @@ MAX_BYTES = 64 << 20
 _decode = JSONDecoder().decode  # json.loads may be hooked
 _LIVE_NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.(?:jsonl|\d+\.tmp)")
 _ENDED_NAME = re.compile(r"(\d+)-ended-\d+\.jsonl")
+_LAST_SECOND = 1 << 40  # a time after that is no time: the calendar of C ends somewhere
 
 
 class StateFolderError(HookError):
@@ -226,7 +227,7 @@ def read_processes(*, ended: bool = False) -> tuple[list[PublishedProcess], list
                     process = _read(directory, name)
                 except FileNotFoundError:
                     continue  # it has ended in this moment
-                except (OSError, ValueError, TypeError, KeyError) as error:
+                except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                     unreadable.append(f"{folder()}/{name}: {type(error).__name__}: {error}")
                 else:
                     if process is not None:
@@ -260,7 +261,7 @@ def _read(directory: int, name: str) -> PublishedProcess | None:
 
     Raises:
         OSError: it cannot be read.
-        ValueError, TypeError, KeyError: it is not what this version of hookery writes.
+        ValueError, TypeError, KeyError, AttributeError, RecursionError: it is not what this version of hookery writes.
     """
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)
     with open(descriptor, "rb") as file:
@@ -273,12 +274,6 @@ def _read(directory: int, name: str) -> PublishedProcess | None:
     head = _decode(lines[0])
     if head["format"] != FORMAT:
         raise ValueError(f"it has the format {head['format']!r}, this version of hookery reads {FORMAT}")
-    if head["ended_at"] is None:
-        # Asked again: since the names were looked at, the number may have gone to another process.
-        identity = identity_of(head["pid"])
-        if identity is None or (identity.start, identity.stack) != (head["start"], head["stack"]):
-            return None
-    records = {record.order: record for record in records_in(head["records"])}
     process = PublishedProcess(
         pid=head["pid"],
         start=head["start"],
@@ -292,10 +287,66 @@ def _read(directory: int, name: str) -> PublishedProcess | None:
         ended_at=head["ended_at"],
         records=(),
     )
+    _check(process)
+    if process.signal is not None and process.signal < 1:
+        raise ValueError(f"its 'signal' is {process.signal}, which is none")
+    if process.ended_at is None:
+        # Asked again: since the names were looked at, the number may have gone to another process.
+        identity = identity_of(process.pid)
+        if identity is None or (identity.start, identity.stack) != (process.start, head["stack"]):
+            return None
+    records = {record.order: record for record in records_in(head["records"])}
     for line in lines[1:-1]:  # after the last one that is complete there is what is being written, or nothing
         change = _decode(line)
         records.update({record.order: record for record in records_in(change["records"])})
         for order in change["gone"]:
             records.pop(order, None)
         process = replace(process, published_at=change["published_at"])
-    return replace(process, records=tuple(records[order] for order in sorted(records)))
+    process = replace(process, records=tuple(records[order] for order in sorted(records)))
+    _check(process)
+    for record in process.records:
+        _check(record)
+    return process
+
+
+def _check(said: PublishedProcess | HookRecord) -> None:
+    """Check that every field has a value of its type: what is read goes into tables, and times into the calendar.
+
+    Raises:
+        TypeError: one has not.
+    """
+    for name, annotation, is_of_type in _CHECKS[type(said)]:
+        value = getattr(said, name)
+        if not is_of_type(value):
+            raise TypeError(f"its {name!r} is {value!r:.80}, not {annotation}")
+
+
+def _is_time(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= cast("float", value) <= _LAST_SECOND
+
+
+def _is_texts(value: object) -> bool:
+    return type(value) is tuple and all(type(text) is str for text in value)
+
+
+# By what the fields are annotated with; what is in JSON is of no subclass.
+_IS_OF_TYPE: Mapping[str, Callable[[object], bool]] = {
+    "int": lambda value: type(value) is int,
+    "int | None": lambda value: value is None or type(value) is int,
+    "bool | None": lambda value: value is None or type(value) is bool,
+    "str": lambda value: type(value) is str,
+    "str | None": lambda value: value is None or type(value) is str,
+    "float": _is_time,
+    "float | None": lambda value: value is None or _is_time(value),
+    "tuple[str, ...]": _is_texts,
+    "tuple[str, ...] | None": lambda value: value is None or _is_texts(value),
+    "tuple[HookRecord, ...]": lambda value: type(value) is tuple,
+}
+_CHECKS = {
+    kind: [
+        (field.name, str(field.type), _IS_OF_TYPE[str(field.type)])
+        for field in fields(kind)
+        if field.name not in ("reason", "notes")  # only passed on, and nobody checks them when they are given
+    ]
+    for kind in (PublishedProcess, HookRecord)
+}

@@ -1,4 +1,7 @@
-"""Tables on standard output: drawn by rich on a terminal that they fit on where it is installed, plain otherwise."""
+"""Tables on standard output: drawn by rich on a terminal that they fit on where it is installed, plain otherwise.
+
+Other processes have a say in what stands in them, so that nothing in a cell can begin another row or steer a terminal.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,22 @@ _STYLES = {"applied": "green", "pending": "yellow", "skipped": "yellow", "missed
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Iterable[str] = ()) -> None:
     """Print rows under the names of their columns, and lines under them."""
+    rows = [tuple(map(on_one_line, row)) for row in rows]
     if not (sys.stdout.isatty() and _print_with_rich(columns, rows)):
         for line in align([columns, *rows]):
             print(line)
     for note in notes:
-        print(note)
+        print(on_one_line(note))
+
+
+def on_one_line(text: str) -> str:
+    """``text`` with everything escaped in it that cannot be printed: ends of lines, what steers terminals, and what
+    stands for bytes of a file name that are no text."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )
 
 
 def _print_with_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:

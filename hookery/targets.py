@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, cast
 
 from hookery import raw
-from hookery.hooks import TargetNotFoundError
+from hookery.hooks import HookError, TargetNotFoundError
 
 
 class TargetKind(enum.Enum):
@@ -220,8 +220,16 @@ def resolve(
     Raises:
         TargetNotFoundError: some part of the name does not exist; the message names the part and the closest names.
         TypeError: the name leads to something that cannot be hooked.
+        HookError: a module's code ends the program when it is imported or asked for an attribute.
     """
     survey = Survey(set(), {}) if survey is None else survey
+    try:
+        return _resolve(name, survey, eager=eager, completed=completed)
+    except SystemExit as error:
+        raise _ended(name, error) from error
+
+
+def _resolve(name: str, survey: Survey, *, eager: bool, completed: str | None) -> Target | Pending:
     if eager:
         survey.waiting.clear()  # what is imported now may bind anything
     split = _split(name, survey.specs, eager=eager, completed=completed)
@@ -229,6 +237,8 @@ def resolve(
         survey.waiting[_beside(name)] = split
         return split
     module_name, module, parts = split
+    if main_is_to_come and _leads_through_main(module, parts):
+        return Pending(_MAIN, why_main_waits)
     if parts[0] not in _names(module) and not eager and _is_lazy(module):
         why = f"{module_name} has not bound {parts[0]!r} yet (it is a lazy attribute)"
         return Pending(module_name, why, parts[0])
@@ -244,8 +254,34 @@ def resolve(
 
 
 ACCESSORS = ("fget", "fset", "fdel")
+_MAIN = "__main__"
 main_is_to_come = False
 """Whether the program has still to define what there is in ``__main__``; see :mod:`hookery.main_module`."""
+why_main_waits = "the program has not come to its `if __name__ == '__main__':`"
+"""What is said of targets there until then."""
+
+
+def _ended(name: str, error: SystemExit) -> HookError:
+    """What to raise where a module that is imported would end the program: naming a target asks for no such thing."""
+    return HookError(
+        f"hook target {name!r} cannot be resolved: code that runs when it is imported ended the program"
+        f' (SystemExit: {error.code}); what calls sys.exit() there belongs under `if __name__ == "__main__":`'
+    )
+
+
+def _is_main_to_come(module: Any) -> bool:
+    """Whether it is the main module, under whatever name, and not the one that multiprocessing has prepared."""
+    return main_is_to_come and module is sys.modules.get(_MAIN) and _names(module).get("__name__") == _MAIN
+
+
+def _leads_through_main(module: types.ModuleType, parts: list[str]) -> bool:
+    """Whether a name leads from another module, which has imported the main module, into that."""
+    step: Any = module
+    for part in parts[:-1]:
+        step = raw.attributes(step).get(part)
+        if _is_main_to_come(step):
+            return True
+    return False
 
 
 def _along_mro(owner: type, attribute: str) -> tuple[type | None, Any]:
@@ -339,8 +375,8 @@ def _import_or_wait(
         elif not _spec_exists(module_name, specs):
             raise _not_found(name, leaf, parent)
         return Pending(module_name, not_imported(module_name))
-    if main_is_to_come and module_name == "__main__" == _names(module).get("__name__"):  # else multiprocessing's
-        return Pending(module_name, "the program has not come to its `if __name__ == '__main__':`")
+    if _is_main_to_come(module):
+        return Pending(_MAIN, why_main_waits)
     spec = _names(module).get("__spec__")
     if module_name != completed and getattr(spec, "_initializing", False):
         return Pending(module_name, f"{module_name} is being imported")
@@ -440,7 +476,7 @@ def again(target: Target) -> Target:
     """What stands at the target's name in its owner now: another thread may have changed that since.
 
     Raises:
-        TargetNotFoundError, TypeError: as :func:`resolve`.
+        TargetNotFoundError, TypeError, HookError: as :func:`resolve`.
     """
     if (
         not target.inherited
@@ -448,7 +484,10 @@ def again(target: Target) -> Target:
         and raw.attributes(target.owner).get(target.attribute) is target.raw
     ):
         return target
-    return _at(target.name, target.module, target.qualname.split("."), target.owner)
+    try:
+        return _at(target.name, target.module, target.qualname.split("."), target.owner)
+    except SystemExit as error:
+        raise _ended(target.name, error) from error
 
 
 def _kind(name: str, owner: Any, raw: Any) -> TargetKind:

@@ -216,8 +216,13 @@ class TestExplain:
 
     def test_a_module_that_cannot_be_imported(self, folder: Path) -> None:
         (folder / "fails.py").write_text("raise OSError('no driver')")
-        done = run_hookery("explain", "fails.f", folder=folder, path=[folder], status=None)
+        done = run_hookery("explain", "fails.f", folder=folder, path=[folder], status=1)
         assert "OSError: no driver" in done.stderr
+        assert done.stdout == "fails.f is pending: fails is not imported yet\n"
+
+    def test_a_lazy_attribute_that_there_is_not(self, folder: Path) -> None:
+        (folder / "lazy.py").write_text("def __getattr__(name): raise AttributeError(name)")
+        assert "'lazy' has no 'f'" in run_hookery("explain", "lazy.f", folder=folder, path=[folder], status=1).stderr
 
 
 class TestCheck:
@@ -257,6 +262,15 @@ class TestCheck:
         done = run_hookery("check", "--hook", "raises", "--hook", "broken", "--json", folder=folder, status=1)
         answer = json.loads(done.stdout)
         assert (len(answer["errors"]), len(answer["problems"])) == (1, 2)
+
+    def test_skipped_hooks_are_counted(self, folder: Path) -> None:
+        (folder / "two.py").write_text(
+            "from hookery import HookType, plugin_hook\n"
+            "@plugin_hook('textwrap.dedent', HookType.REPLACE)\ndef outranked(text): ...\n"
+            "@plugin_hook('textwrap.dedent', HookType.REPLACE, priority=1)\ndef wins(text): ...\n"
+        )
+        done = run_hookery("check", "--hook", "two", folder=folder)
+        assert done.stdout.splitlines()[-1] == "2 hooks, 0 would not be applied, 1 skipped"
 
     def test_a_check_of_nothing_is_no_success(self, folder: Path) -> None:
         done = run_hookery("check", folder=folder, environment={"HOOKERY_PLUGINS": ""}, status=1)
