@@ -46,9 +46,9 @@ class RunError(HookError):
 class RunSettings:
     """What the processes of a run are told through their environment.
 
-    ``plugins`` are the only entry points to load, ``None`` leaves that to ``HOOKERY_PLUGINS``. ``folders`` are looked
-    in last for the modules of ``hooks``, and for hookery itself. With ``strict`` a target that does not exist is an
-    error.
+    ``plugins`` are the only entry points to load, beside those of a run that this one is within; ``None`` leaves that
+    to ``HOOKERY_PLUGINS``. ``folders`` are looked in last for the modules of ``hooks``, and for hookery itself. With
+    ``strict`` a target that does not exist is an error.
     """
 
     plugins: tuple[str, ...] | None = None
@@ -62,16 +62,28 @@ class RunSettings:
         return cls(
             plugins=None,
             hooks=_split(environment.get(HOOKS_VARIABLE, ""), ","),
-            folders=_split(environment.get(FOLDERS_VARIABLE, ""), os.pathsep),
+            folders=tuple(filter(None, environment.get(FOLDERS_VARIABLE, "").split(os.pathsep))),
             strict=environment.get(RUN_VARIABLE) == "strict",
         )
 
     def put_into(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """A copy of ``environment`` for the program. Within another run the hooks of both are in it, each once."""
+        """A copy of ``environment`` for the program. Within another run the hooks of both are in it, each once.
+
+        Raises:
+            RunError: a folder cannot be named in a list of folders.
+        """
+        for folder in (*self.folders, BOOTSTRAP):
+            if os.pathsep in folder:
+                raise RunError(
+                    f"no Python can be told to look in {folder!r} for modules: in a list of folders {os.pathsep!r} stands"
+                    " between two of them; move what is needed from there to a folder without it, or install it"
+                )
         outer = self.of(environment)
         result = dict(environment)
-        if self.plugins is not None:
-            asked_before = environment.get(PLUGINS_VARIABLE, "") if RUN_VARIABLE in environment else ""
+        within = RUN_VARIABLE in environment
+        # The other run loads all that are installed where it names none, and these are among them.
+        if self.plugins is not None and (not within or PLUGINS_VARIABLE in environment):
+            asked_before = environment.get(PLUGINS_VARIABLE, "") if within else ""
             result[PLUGINS_VARIABLE] = ",".join(dict.fromkeys(_split(asked_before, ",") + self.plugins))
         result[HOOKS_VARIABLE] = ",".join(dict.fromkeys(outer.hooks + self.hooks))
         result[FOLDERS_VARIABLE] = os.pathsep.join(dict.fromkeys(outer.folders + self.folders))
