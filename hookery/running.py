@@ -9,6 +9,10 @@ Out of reach are processes whose Python does not look at ``PYTHONPATH`` or impor
 Python so. What can be seen of that is an error before the program starts. A Python that hookery is not installed for
 says on standard error that it has no hooks, and with ``HOOKERY_STRICT=1`` ends.
 
+Plugins may start processes while they are loaded. A Python among these does not load plugins by itself: it would start
+the same process again, and that one too. Children of multiprocessing have the hooks that their parent sends them, any
+other says on standard error that it has none, and with ``HOOKERY_STRICT=1`` ends.
+
 Where hooks that were asked for fail, the process ends with the exit status 2 before any code of the program has run:
 the program itself, and so each process that it starts.
 """
@@ -26,6 +30,7 @@ from pathlib import Path
 
 from hookery import command_lines
 from hookery.hooks import HookError
+from hookery.processes import LOADING_VARIABLE, PROPAGATE_VARIABLE, STRICT_VARIABLE
 
 PLUGINS_VARIABLE = "HOOKERY_PLUGINS"
 HOOKS_VARIABLE = "HOOKERY_HOOKS"
@@ -75,11 +80,12 @@ class RunSettings:
         for folder in (*self.folders, BOOTSTRAP):
             if os.pathsep in folder:
                 raise RunError(
-                    f"no Python can be told to look in {folder!r} for modules: in a list of folders {os.pathsep!r} stands"
-                    " between two of them; move what is needed from there to a folder without it, or install it"
+                    f"no Python can be told to look in {folder!r} for modules: in a list of folders {os.pathsep!r}"
+                    " stands between two of them; move what is needed from there to another folder, or install it"
                 )
         outer = self.of(environment)
         result = dict(environment)
+        result.pop(LOADING_VARIABLE, None)
         within = RUN_VARIABLE in environment
         # The other run loads all that are installed where it names none, and these are among them.
         if self.plugins is not None and (not within or PLUGINS_VARIABLE in environment):
@@ -101,9 +107,13 @@ def run(command: Sequence[str], settings: RunSettings) -> None:
     """Become the program. Returns only by raising.
 
     Raises:
-        RunError: the program is not found, cannot be executed, or cannot be reached by hooks.
+        RunError: the program is not found, cannot be executed, or cannot be reached by hooks; or a plugin that is being
+            loaded runs it.
     """
     arguments = find_program(command)
+    loading = _loading_above()
+    if loading is not None:
+        raise RunError(f"{' '.join(arguments)} cannot be started with hooks: {_why_it_goes_without(loading)}")
     sys.stdout.flush()
     sys.stderr.flush()
     try:
@@ -239,11 +249,14 @@ def apply_asked_for() -> None:
 def apply_in_this_process() -> None:
     """Apply what the environment asks for. Called while this process starts; where that fails, it ends."""
     if RUN_VARIABLE not in os.environ:
-        _complain(f"{RUN_VARIABLE} has been taken out of its environment")
-        if os.environ.get("HOOKERY_STRICT") == "1":
-            os._exit(FAILED)
+        _go_without(f"{RUN_VARIABLE} has been taken out of its environment")
         return
     if _is_own_command():
+        return
+    loading = _loading_above()
+    if loading is not None:
+        if not _hooks_come_from_the_parent():
+            _go_without(_why_it_goes_without(loading))
         return
     from hookery import targets
 
@@ -251,7 +264,8 @@ def apply_in_this_process() -> None:
     # The helpers of multiprocessing define nothing, and its children are given the program's main module.
     targets.main_is_to_come = program.how in ("-m", "script") or program.what.startswith("from multiprocessing.")
     with _failing_ends_the_process():
-        apply_asked_for()
+        with _loading():
+            apply_asked_for()
         if program.how in ("-m", "script"):
             from hookery import main_module
 
@@ -278,6 +292,46 @@ def _failing_ends_the_process() -> Iterator[RunSettings]:
         if sys.stdout is not None:
             sys.stdout.flush()
         # Python would report a SystemExit here as an error of its own start.
+        os._exit(FAILED)
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """What is started in it knows that a plugin of this process has started it.
+
+    A process that is forked in it and goes on with the loading comes to its end too. Any other stays what the plugin
+    has forked it for, and so does what it starts: to load the plugin there would fork it again.
+    """
+    os.environ[LOADING_VARIABLE] = str(os.getpid())
+    try:
+        yield
+    finally:
+        os.environ.pop(LOADING_VARIABLE, None)
+
+
+def _loading_above() -> str | None:
+    """The number of the process whose plugin has started this one while it was being loaded, if that is so."""
+    number = os.environ.get(LOADING_VARIABLE)
+    # A plugin may replace its process by another program: nobody but that one is left to load it.
+    return None if number == str(os.getpid()) else number
+
+
+def _why_it_goes_without(loading: str) -> str:
+    return (
+        f"it comes from a plugin that process {loading} was still loading, and would load that again; let the plugin"
+        f" start it, and take its environment, in a function that is called later ({LOADING_VARIABLE} is set)"
+    )
+
+
+def _hooks_come_from_the_parent() -> bool:
+    """Whether multiprocessing gives this process what its parent has, or it runs nothing that could be hooked."""
+    role = command_lines.role_in_multiprocessing(sys.orig_argv)
+    return role == "resource tracker" or (role is not None and os.environ.get(PROPAGATE_VARIABLE) != "0")
+
+
+def _go_without(why: str) -> None:
+    _complain(why)
+    if os.environ.get(STRICT_VARIABLE) == "1":
         os._exit(FAILED)
 
 
