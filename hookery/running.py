@@ -29,16 +29,20 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from hookery import command_lines
-from hookery.hooks import HookError
+from hookery.hooks import HookError, HookWarning
 from hookery.processes import LOADING_VARIABLE, PROPAGATE_VARIABLE, STRICT_VARIABLE
+from hookery.reporting import warn
 
 PLUGINS_VARIABLE = "HOOKERY_PLUGINS"
 HOOKS_VARIABLE = "HOOKERY_HOOKS"
 RUN_VARIABLE = "HOOKERY_RUN"
 FOLDERS_VARIABLE = "HOOKERY_RUN_FOLDERS"
+PROGRAM_VARIABLE = "HOOKERY_RUN_PROGRAM"  # the modules of hooks that are the program, for its multiprocessing children
 BOOTSTRAP = str(Path(__file__).resolve().parent / "bootstrap")
 
 FAILED = 2  # the exit status
+
+_run_as_program: list[str] = []  # the modules of hooks that are the program of this process, or of its parent's
 
 _PYTHON_SUFFIXES = (".py", ".pyw", ".pyc", ".pyz")
 
@@ -236,6 +240,8 @@ def append_folders(modules: Sequence[str], folders: Sequence[str]) -> None:
 def apply_asked_for() -> None:
     """Load the plugins and the hooks that the environment asks for, and apply them.
 
+    A module that runs as the program is not imported for that: it registers its hooks as the program.
+
     Raises:
         HookError: what was asked for fails.
     """
@@ -243,7 +249,7 @@ def apply_asked_for() -> None:
 
     settings = RunSettings.of(os.environ)
     append_folders(settings.hooks, settings.folders)
-    load_plugins(modules=settings.hooks, strict=settings.strict)
+    load_plugins(modules=[name for name in settings.hooks if name not in _run_as_program], strict=settings.strict)
 
 
 def apply_in_this_process() -> None:
@@ -263,15 +269,42 @@ def apply_in_this_process() -> None:
     program = command_lines.parse(sys.orig_argv[1:])
     # The helpers of multiprocessing define nothing, and its children are given the program's main module.
     targets.main_is_to_come = program.how in ("-m", "script") or program.what.startswith("from multiprocessing.")
-    with _failing_ends_the_process():
+    with _failing_ends_the_process() as settings:
+        append_folders(settings.hooks, settings.folders)
+        _run_as_program[:] = _hooks_that_are_the_program(program, settings.hooks)
         with _loading():
             apply_asked_for()
         if program.how in ("-m", "script"):
             from hookery import main_module
 
+            has_hooks = bool(_run_as_program)
             if program.how == "script" and os.path.isfile(program.what):
-                targets.main_is_to_come = main_module.watch_script(program.what)
-            main_module.watch_module()
+                targets.main_is_to_come = main_module.watch_script(program.what, has_hooks=has_hooks)
+                has_hooks = False
+            main_module.watch_module(has_hooks=has_hooks)
+
+
+def _hooks_that_are_the_program(program: command_lines.PythonCommand, modules: Sequence[str]) -> list[str]:
+    """Those of the ``modules`` of hooks that this process runs as its program. The children that multiprocessing starts
+    for it run it too, and have its hooks from it."""
+    if command_lines.role_in_multiprocessing(sys.orig_argv) is None:
+        os.environ.pop(PROGRAM_VARIABLE, None)
+        if program.how not in ("-m", "script"):
+            return []
+        from hookery import main_module
+
+        found = [module for module in modules if main_module.is_program(module, program)]
+        if found:
+            os.environ[PROGRAM_VARIABLE] = ",".join(found)
+        return found
+    found = [module for module in modules if module in _split(os.environ.get(PROGRAM_VARIABLE, ""), ",")]
+    if found and not _hooks_come_from_the_parent():
+        message = (
+            f"{', '.join(found)} is the program, and its hooks do not follow it here ({PROPAGATE_VARIABLE} is 0): they"
+            " are applied where it calls hookery.load_plugins(); or move them to a module of their own"
+        )
+        warn([HookWarning(message)], never_raise=True)
+    return found
 
 
 def apply_to_main(module: str) -> None:
