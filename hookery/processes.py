@@ -15,14 +15,12 @@ import weakref
 from typing import Any
 
 from hookery import children, reporting, watching
+from hookery.children import LOADING_VARIABLE, PROPAGATE_VARIABLE, STRICT_VARIABLE
 from hookery.hooks import REVERTED, Hook, HookApplyError, HookError, HookState, HookWarning
 from hookery.manifest import Failure, Manifest
 from hookery.naming import HookName, name_of
 from hookery.registry import HookRegistry, registry
 
-PROPAGATE_VARIABLE = "HOOKERY_PROPAGATE"
-STRICT_VARIABLE = "HOOKERY_STRICT"
-LOADING_VARIABLE = "HOOKERY_RUN_LOADING"  # the process that is loading plugins; see hookery.running
 _KEY = "hookery"
 
 

@@ -29,8 +29,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from hookery import command_lines
+from hookery.children import LOADING_VARIABLE, PROPAGATE_VARIABLE, STRICT_VARIABLE
 from hookery.hooks import HookError, HookWarning
-from hookery.processes import LOADING_VARIABLE, PROPAGATE_VARIABLE, STRICT_VARIABLE
 from hookery.reporting import warn
 
 PLUGINS_VARIABLE = "HOOKERY_PLUGINS"
