@@ -16,6 +16,10 @@ from typing import Any
 from hookery.hooks import Hook, HookState
 from hookery.naming import HookName, name_of
 
+PROPAGATE_VARIABLE = "HOOKERY_PROPAGATE"  # 0: they do not get the hooks of this process
+STRICT_VARIABLE = "HOOKERY_STRICT"  # 1: a process without hooks that it should have is an error
+LOADING_VARIABLE = "HOOKERY_RUN_LOADING"  # the process that is loading plugins; see hookery.running
+
 
 class Reports:
     """A file without a name that the processes of a tree share: each appends what it could not put in place, all can

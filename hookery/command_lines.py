@@ -54,15 +54,21 @@ def parse(arguments: Sequence[str]) -> PythonCommand:
     return PythonCommand("", "", isolating)
 
 
+def role_in_multiprocessing(command: Sequence[str]) -> str | None:
+    """What multiprocessing has started that Python process for: "child", "forkserver", "resource tracker"."""
+    if "--multiprocessing-fork" in command:
+        return "child"
+    helper = _HELPER.match(next((word for word in command if word.startswith("from multiprocessing.")), ""))
+    return None if helper is None else helper[1].replace("_", " ")
+
+
 def short_name(command: Sequence[str]) -> str:
     """What a person calls a Python process with that command line: its script, or its module."""
     if not command:
         return "python"
-    if "--multiprocessing-fork" in command:
-        return "multiprocessing child"
-    helper = _HELPER.match(next((word for word in command if word.startswith("from multiprocessing.")), ""))
-    if helper is not None:
-        return f"multiprocessing {helper[1].replace('_', ' ')}"
+    role = role_in_multiprocessing(command)
+    if role is not None:
+        return f"multiprocessing {role}"
     python = parse(command[1:])
     if python.how == "-m":
         return f"-m {python.what}"

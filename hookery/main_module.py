@@ -4,19 +4,24 @@ Such code runs under the name ``__main__``, and what it defines there is not wha
 ``http.server.SimpleHTTPRequestHandler`` would never run under ``python -m http.server``, nor one on ``prog.work`` under
 ``python prog.py``. So each hook on the module, and each on ``__main__``, is put on what ``__main__`` has defined, when
 its ``if __name__ == "__main__":`` begins.
+
+A program may be asked for as a module of hooks too. It is not imported for that under its own name, where it would
+register them a second time: those that it has registered as ``__main__`` are applied at the same place.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import sys
 import types
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from typing import Any
 
 from hookery import targets
+from hookery.command_lines import PythonCommand
 from hookery.hooks import Hook, HookState, HookWarning
 from hookery.naming import MAIN
 from hookery.registry import registry
@@ -27,8 +32,39 @@ _SUFFIXES = (".py", ".pyw")
 _CALLED = "hookery.running"  # what the program comes by: it ends a process whose hooks fail
 
 
-def watch_module() -> None:
-    """See to the hooks on the module, folder or archive that this process is about to run. Called before that."""
+def is_program(module: str, program: PythonCommand) -> bool:
+    """Whether ``module`` is what ``program`` runs as ``__main__``. Nothing is imported to find out."""
+    if program.how == "-m":
+        spec = _find(module) if module == program.what else None
+        is_package = spec is None or spec.submodule_search_locations is not None
+        return module == f"{program.what}.__main__" or (module == program.what and not is_package)
+    if program.how != "script":
+        return False
+    file = os.path.join(program.what, "__main__.py") if os.path.isdir(program.what) else program.what
+    spec = _find(module)
+    origin = spec.origin if spec is not None and spec.has_location else None
+    return origin is not None and os.path.exists(origin) and os.path.exists(file) and os.path.samefile(origin, file)
+
+
+def _find(module: str) -> ModuleSpec | None:
+    """The spec of a module, without an import of the packages that it is in."""
+    first, *others = module.split(".")
+    spec = importlib.util.find_spec(first)
+    name = first
+    for part in others:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        name = f"{name}.{part}"
+        spec = PathFinder.find_spec(name, spec.submodule_search_locations)
+    return spec
+
+
+def watch_module(*, has_hooks: bool) -> None:
+    """See to the hooks on the module, folder or archive that this process is about to run. Called before that.
+
+    Args:
+        has_hooks: it is asked for as a module of hooks.
+    """
     import runpy
 
     # runpy has no public place for this: the function that finds the code of the program is private to it.
@@ -38,25 +74,25 @@ def watch_module() -> None:
         runpy._get_module_details = find  # type: ignore[attr-defined]
         found_name, spec, code = find(name, *rest)
         changed = None
-        if _hooks_on(found_name):
+        if has_hooks or _hooks_on(found_name):
             loader: Any = spec.loader
             source = loader.get_source(found_name) if hasattr(loader, "get_source") else None
-            changed = _with_call(found_name, source, code.co_filename)
+            changed = _with_call(found_name, source, code.co_filename, has_hooks)
         targets.main_is_to_come = changed is not None
         return found_name, spec, changed or code
 
     runpy._get_module_details = find_and_change  # type: ignore[attr-defined]
 
 
-def watch_script(script: str) -> bool:
-    """As :func:`watch_module`, for a script, where there are hooks on it. Returns whether there are.
+def watch_script(script: str, *, has_hooks: bool) -> bool:
+    """As :func:`watch_module`, for a script, where there are hooks on it or in it. Returns whether there are.
 
     Python reads a script in C, where nothing can be changed; but first it asks whether something can import from the
     script's path, as from a folder or archive, which is then run by :mod:`runpy`. So that is claimed here, and what
     makes a script another thing than that is undone.
     """
     path, module = os.path.abspath(script), os.path.splitext(os.path.basename(script))[0]
-    if not path.endswith(_SUFFIXES) or not _hooks_on(module):
+    if not path.endswith(_SUFFIXES) or not (has_hooks or _hooks_on(module)):
         return False
     import runpy
 
@@ -77,7 +113,7 @@ def watch_script(script: str) -> bool:
         sys.path[:1] = [] if getattr(sys.flags, "safe_path", False) else [os.path.dirname(os.path.realpath(path))]
         with open(path, "rb") as file:
             source = file.read()
-        changed = _with_call(module, source, path)
+        changed = _with_call(module, source, path, has_hooks)
         targets.main_is_to_come = changed is not None
         code: types.CodeType = changed or compile(source, path, "exec", dont_inherit=True)
         return MAIN, None, code
@@ -102,7 +138,8 @@ class _NothingInIt:
 
 
 def apply_to_main(module: str, *, strict: bool) -> None:
-    """Put the hooks on ``module``, which runs as the program, on what ``__main__`` has defined.
+    """Put the hooks on ``module``, which runs as the program, on what ``__main__`` has defined, and apply those that
+    are in it.
 
     Raises:
         HookError: they do not fit, as :meth:`HookRegistry.apply_hooks` says.
@@ -125,7 +162,7 @@ def _hooks_on(module: str) -> list[Hook]:
     return [hook for hook in registry.hooks() if hook.state not in left_out and hook.plain_target.startswith(starts)]
 
 
-def _with_call(module: str, source: str | bytes | None, path: str) -> types.CodeType | None:
+def _with_call(module: str, source: str | bytes | None, path: str, has_hooks: bool) -> types.CodeType | None:
     """The code of the program with one call more: before its ``if __name__ == "__main__":``. ``None``: it has no
     place for it."""
     tree = ast.parse(source, path) if source is not None else None
@@ -133,11 +170,19 @@ def _with_call(module: str, source: str | bytes | None, path: str) -> types.Code
     if tree is None or guard is None:
         names = ", ".join(hook.describe() for hook in _hooks_on(module))
         why = "its source is not there" if tree is None else 'it has no `if __name__ == "__main__":`'
-        message = (
-            f"{module} is run as the program, and hooks cannot be put on what it defines ({why}): {names}; start its"
-            " work under such a line, or define what is hooked in a module that it imports"
-        )
-        warn([HookWarning(message)], never_raise=True)
+        messages = []
+        if names:
+            messages.append(
+                f"{module} is run as the program, and hooks cannot be put on what it defines ({why}): {names}; start"
+                " its work under such a line, or define what is hooked in a module that it imports"
+            )
+        if has_hooks:
+            messages.append(
+                f"{module} is run as the program, and the hooks in it are applied only where it calls"
+                f" hookery.load_plugins() ({why}); start its work under such a line, or move the hooks to a module of"
+                " their own"
+            )
+        warn([HookWarning(message) for message in messages], never_raise=True)
         return None
     call = ast.parse(f"__import__({_CALLED!r}, fromlist=['apply_to_main']).apply_to_main({module!r})").body[0]
     for node in ast.walk(call):

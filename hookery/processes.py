@@ -15,21 +15,28 @@ import weakref
 from typing import Any
 
 from hookery import children, reporting, watching
+from hookery.children import LOADING_VARIABLE, PROPAGATE_VARIABLE, STRICT_VARIABLE
 from hookery.hooks import REVERTED, Hook, HookApplyError, HookError, HookState, HookWarning
 from hookery.manifest import Failure, Manifest
 from hookery.naming import HookName, name_of
 from hookery.registry import HookRegistry, registry
 
-PROPAGATE_VARIABLE = "HOOKERY_PROPAGATE"
-STRICT_VARIABLE = "HOOKERY_STRICT"
 _KEY = "hookery"
 
 
 class Inheritance:
     """Unpickles into the hooks of the process that has pickled it. There is plain data in the pickle, and no code."""
 
-    def __init__(self, manifest: dict[str, Any] | None = None, reports: Any = None) -> None:
-        if manifest is not None:
+    def __init__(
+        self,
+        manifest: dict[str, Any] | None = None,
+        reports: Any = None,
+        parent: tuple[str, int, str | None] | None = None,
+    ) -> None:
+        if manifest is not None and parent is not None:
+            name, number, loading = parent
+            _make_parent_known(name, number)
+            _adopt_loading(loading)
             _arrive(manifest, None if reports is None else reports.detach())
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
@@ -40,7 +47,7 @@ class Inheritance:
         """
         manifest = Manifest.of(*_registries()) if _propagates() else Manifest()
         _warn_of_local_hooks()
-        from multiprocessing import context
+        from multiprocessing import context, process
 
         popen = context.get_spawning_popen()
         if popen is None or not _propagates():
@@ -53,7 +60,8 @@ class Inheritance:
             from multiprocessing import reduction
 
             descriptor = reduction.DupFd(children.reports.descriptor())
-        return (Inheritance, (manifest.to_dict(), descriptor))
+        parent = (process.current_process().name, os.getpid(), os.environ.get(LOADING_VARIABLE))
+        return (Inheritance, (manifest.to_dict(), descriptor, parent))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Inheritance:
         return self
@@ -179,6 +187,27 @@ def _levels_to_the_program() -> int:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(machinery):
         level, frame = level + 1, frame.f_back
     return level
+
+
+def _make_parent_known(name: str, number: int) -> None:
+    """Let ``multiprocessing.parent_process()`` answer while plugins are imported: those that start processes ask it
+    whether they are in one. multiprocessing does this a moment later, when everything has arrived."""
+    process: Any = children.multiprocessing_process()
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") != "multiprocessing.spawn":
+        frame = frame.f_back
+    sentinel = None if frame is None else frame.f_locals.get("parent_sentinel")
+    if sentinel is not None and process.parent_process() is None:
+        process._parent_process = process._ParentProcess(name, number, sentinel)
+
+
+def _adopt_loading(loading: str | None) -> None:
+    """Let this process be as much part of the loading of plugins as its parent is now: what a forkserver forks has the
+    environment of the time when the server was started, which a plugin may have done."""
+    if loading is None:
+        os.environ.pop(LOADING_VARIABLE, None)
+    else:
+        os.environ[LOADING_VARIABLE] = loading
 
 
 def _arrive(data: dict[str, Any], descriptor: int | None) -> None:

@@ -9,6 +9,10 @@ Out of reach are processes whose Python does not look at ``PYTHONPATH`` or impor
 Python so. What can be seen of that is an error before the program starts. A Python that hookery is not installed for
 says on standard error that it has no hooks, and with ``HOOKERY_STRICT=1`` ends.
 
+Plugins may start processes while they are loaded. A Python among these does not load plugins by itself: it would start
+the same process again, and that one too. Children of multiprocessing have the hooks that their parent sends them, any
+other says on standard error that it has none, and with ``HOOKERY_STRICT=1`` ends.
+
 Where hooks that were asked for fail, the process ends with the exit status 2 before any code of the program has run:
 the program itself, and so each process that it starts.
 """
@@ -25,15 +29,20 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from hookery import command_lines
-from hookery.hooks import HookError
+from hookery.children import LOADING_VARIABLE, PROPAGATE_VARIABLE, STRICT_VARIABLE
+from hookery.hooks import HookError, HookWarning
+from hookery.reporting import warn
 
 PLUGINS_VARIABLE = "HOOKERY_PLUGINS"
 HOOKS_VARIABLE = "HOOKERY_HOOKS"
 RUN_VARIABLE = "HOOKERY_RUN"
 FOLDERS_VARIABLE = "HOOKERY_RUN_FOLDERS"
+PROGRAM_VARIABLE = "HOOKERY_RUN_PROGRAM"  # the modules of hooks that are the program, for its multiprocessing children
 BOOTSTRAP = str(Path(__file__).resolve().parent / "bootstrap")
 
 FAILED = 2  # the exit status
+
+_run_as_program: list[str] = []  # the modules of hooks that are the program of this process, or of its parent's
 
 _PYTHON_SUFFIXES = (".py", ".pyw", ".pyc", ".pyz")
 
@@ -46,9 +55,9 @@ class RunError(HookError):
 class RunSettings:
     """What the processes of a run are told through their environment.
 
-    ``plugins`` are the only entry points to load, ``None`` leaves that to ``HOOKERY_PLUGINS``. ``folders`` are looked
-    in last for the modules of ``hooks``, and for hookery itself. With ``strict`` a target that does not exist is an
-    error.
+    ``plugins`` are the only entry points to load, beside those of a run that this one is within; ``None`` leaves that
+    to ``HOOKERY_PLUGINS``. ``folders`` are looked in last for the modules of ``hooks``, and for hookery itself. With
+    ``strict`` a target that does not exist is an error.
     """
 
     plugins: tuple[str, ...] | None = None
@@ -62,16 +71,29 @@ class RunSettings:
         return cls(
             plugins=None,
             hooks=_split(environment.get(HOOKS_VARIABLE, ""), ","),
-            folders=_split(environment.get(FOLDERS_VARIABLE, ""), os.pathsep),
+            folders=tuple(filter(None, environment.get(FOLDERS_VARIABLE, "").split(os.pathsep))),
             strict=environment.get(RUN_VARIABLE) == "strict",
         )
 
     def put_into(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """A copy of ``environment`` for the program. Within another run the hooks of both are in it, each once."""
+        """A copy of ``environment`` for the program. Within another run the hooks of both are in it, each once.
+
+        Raises:
+            RunError: a folder cannot be named in a list of folders.
+        """
+        for folder in (*self.folders, BOOTSTRAP):
+            if os.pathsep in folder:
+                raise RunError(
+                    f"no Python can be told to look in {folder!r} for modules: in a list of folders {os.pathsep!r}"
+                    " stands between two of them; move what is needed from there to another folder, or install it"
+                )
         outer = self.of(environment)
         result = dict(environment)
-        if self.plugins is not None:
-            asked_before = environment.get(PLUGINS_VARIABLE, "") if RUN_VARIABLE in environment else ""
+        result.pop(LOADING_VARIABLE, None)
+        within = RUN_VARIABLE in environment
+        # The other run loads all that are installed where it names none, and these are among them.
+        if self.plugins is not None and (not within or PLUGINS_VARIABLE in environment):
+            asked_before = environment.get(PLUGINS_VARIABLE, "") if within else ""
             result[PLUGINS_VARIABLE] = ",".join(dict.fromkeys(_split(asked_before, ",") + self.plugins))
         result[HOOKS_VARIABLE] = ",".join(dict.fromkeys(outer.hooks + self.hooks))
         result[FOLDERS_VARIABLE] = os.pathsep.join(dict.fromkeys(outer.folders + self.folders))
@@ -89,9 +111,13 @@ def run(command: Sequence[str], settings: RunSettings) -> None:
     """Become the program. Returns only by raising.
 
     Raises:
-        RunError: the program is not found, cannot be executed, or cannot be reached by hooks.
+        RunError: the program is not found, cannot be executed, or cannot be reached by hooks; or a plugin that is being
+            loaded runs it.
     """
     arguments = find_program(command)
+    loading = _loading_above()
+    if loading is not None:
+        raise RunError(f"{' '.join(arguments)} cannot be started with hooks: {_why_it_goes_without(loading)}")
     sys.stdout.flush()
     sys.stderr.flush()
     try:
@@ -214,6 +240,8 @@ def append_folders(modules: Sequence[str], folders: Sequence[str]) -> None:
 def apply_asked_for() -> None:
     """Load the plugins and the hooks that the environment asks for, and apply them.
 
+    A module that runs as the program is not imported for that: it registers its hooks as the program.
+
     Raises:
         HookError: what was asked for fails.
     """
@@ -221,31 +249,62 @@ def apply_asked_for() -> None:
 
     settings = RunSettings.of(os.environ)
     append_folders(settings.hooks, settings.folders)
-    load_plugins(modules=settings.hooks, strict=settings.strict)
+    load_plugins(modules=[name for name in settings.hooks if name not in _run_as_program], strict=settings.strict)
 
 
 def apply_in_this_process() -> None:
     """Apply what the environment asks for. Called while this process starts; where that fails, it ends."""
     if RUN_VARIABLE not in os.environ:
-        _complain(f"{RUN_VARIABLE} has been taken out of its environment")
-        if os.environ.get("HOOKERY_STRICT") == "1":
-            os._exit(FAILED)
+        _go_without(f"{RUN_VARIABLE} has been taken out of its environment")
         return
     if _is_own_command():
+        return
+    loading = _loading_above()
+    if loading is not None:
+        if not _hooks_come_from_the_parent():
+            _go_without(_why_it_goes_without(loading))
         return
     from hookery import targets
 
     program = command_lines.parse(sys.orig_argv[1:])
     # The helpers of multiprocessing define nothing, and its children are given the program's main module.
     targets.main_is_to_come = program.how in ("-m", "script") or program.what.startswith("from multiprocessing.")
-    with _failing_ends_the_process():
-        apply_asked_for()
+    with _failing_ends_the_process() as settings:
+        append_folders(settings.hooks, settings.folders)
+        _run_as_program[:] = _hooks_that_are_the_program(program, settings.hooks)
+        with _loading():
+            apply_asked_for()
         if program.how in ("-m", "script"):
             from hookery import main_module
 
+            has_hooks = bool(_run_as_program)
             if program.how == "script" and os.path.isfile(program.what):
-                targets.main_is_to_come = main_module.watch_script(program.what)
-            main_module.watch_module()
+                targets.main_is_to_come = main_module.watch_script(program.what, has_hooks=has_hooks)
+                has_hooks = False
+            main_module.watch_module(has_hooks=has_hooks)
+
+
+def _hooks_that_are_the_program(program: command_lines.PythonCommand, modules: Sequence[str]) -> list[str]:
+    """Those of the ``modules`` of hooks that this process runs as its program. The children that multiprocessing starts
+    for it run it too, and have its hooks from it."""
+    if command_lines.role_in_multiprocessing(sys.orig_argv) is None:
+        os.environ.pop(PROGRAM_VARIABLE, None)
+        if program.how not in ("-m", "script"):
+            return []
+        from hookery import main_module
+
+        found = [module for module in modules if main_module.is_program(module, program)]
+        if found:
+            os.environ[PROGRAM_VARIABLE] = ",".join(found)
+        return found
+    found = [module for module in modules if module in _split(os.environ.get(PROGRAM_VARIABLE, ""), ",")]
+    if found and not _hooks_come_from_the_parent():
+        message = (
+            f"{', '.join(found)} is the program, and its hooks do not follow it here ({PROPAGATE_VARIABLE} is 0): they"
+            " are applied where it calls hookery.load_plugins(); or move them to a module of their own"
+        )
+        warn([HookWarning(message)], never_raise=True)
+    return found
 
 
 def apply_to_main(module: str) -> None:
@@ -266,6 +325,46 @@ def _failing_ends_the_process() -> Iterator[RunSettings]:
         if sys.stdout is not None:
             sys.stdout.flush()
         # Python would report a SystemExit here as an error of its own start.
+        os._exit(FAILED)
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """What is started in it knows that a plugin of this process has started it.
+
+    A process that is forked in it and goes on with the loading comes to its end too. Any other stays what the plugin
+    has forked it for, and so does what it starts: to load the plugin there would fork it again.
+    """
+    os.environ[LOADING_VARIABLE] = str(os.getpid())
+    try:
+        yield
+    finally:
+        os.environ.pop(LOADING_VARIABLE, None)
+
+
+def _loading_above() -> str | None:
+    """The number of the process whose plugin has started this one while it was being loaded, if that is so."""
+    number = os.environ.get(LOADING_VARIABLE)
+    # A plugin may replace its process by another program: nobody but that one is left to load it.
+    return None if number == str(os.getpid()) else number
+
+
+def _why_it_goes_without(loading: str) -> str:
+    return (
+        f"it comes from a plugin that process {loading} was still loading, and would load that again; let the plugin"
+        f" start it, and take its environment, in a function that is called later ({LOADING_VARIABLE} is set)"
+    )
+
+
+def _hooks_come_from_the_parent() -> bool:
+    """Whether multiprocessing gives this process what its parent has, or it runs nothing that could be hooked."""
+    role = command_lines.role_in_multiprocessing(sys.orig_argv)
+    return role == "resource tracker" or (role is not None and os.environ.get(PROPAGATE_VARIABLE) != "0")
+
+
+def _go_without(why: str) -> None:
+    _complain(why)
+    if os.environ.get(STRICT_VARIABLE) == "1":
         os._exit(FAILED)
 
 

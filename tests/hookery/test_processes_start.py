@@ -376,22 +376,25 @@ def test_a_child_elsewhere_has_the_hooks(program: Any, tmp_path: Path) -> None:
     assert answers == [len("tea!")]
 
 
-def test_a_plugin_that_starts_children_while_it_is_imported(program: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_plugin_that_starts_children_while_it_is_imported(program: Any, tmp_path: Path, method: str) -> None:
+    """But not in a child, which multiprocessing would refuse while the child is being prepared."""
     (tmp_path / "busy_hooks.py").write_text(
         SHOP_HOOKS + "\nimport multiprocessing\nif multiprocessing.parent_process() is None:\n"
-        "    child = multiprocessing.get_context('spawn').Process(target=print, args=('0',))\n"
+        f"    child = multiprocessing.get_context({method!r}).Process(target=print, args=('0',))\n"
         "    child.start()\n    child.join()\n    print(child.exitcode, flush=True)\n"
     )
     answers = program(
-        """
-        def ask(): return shop.price("tea")
+        f"""
+        def ask(): return shop.price("tea"), multiprocessing.parent_process().name
 
         if __name__ == "__main__":
             hookery.load_plugins(modules=["busy_hooks"])
-            say(ask())
+            with multiprocessing.get_context({method!r}).Pool(1) as pool:
+                say(shop.price("tea"), pool.apply(ask))
         """
     )
-    assert answers == [0, 0, "tea!"]
+    assert answers == [0, 0, ("tea!", ("tea!", "MainProcess"))]
 
 
 def test_two_hundred_children_at_once(program: Any, tmp_path: Path) -> None:

@@ -53,6 +53,15 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two distributions of plugins in it."""
+    folder = tmp_path_factory.mktemp("installed")
+    for name in ("stdlib_plugin", "stdlib_plugin_twin"):
+        install_plugin(PLUGINS / name, folder)
+    return folder
+
+
 class TestTheProgramIsWhatItAlwaysWas:
     @pytest.fixture
     def programs(self, folder: Path) -> Path:
@@ -311,6 +320,13 @@ class TestWhoHasTheHooks:
         done = run_hookery("run", "--hook", "their_hooks", "prog.py", folder=folder, path=[tmp_path / "elsewhere"])
         assert done.stdout == f"child+ {tmp_path / 'elsewhere'}\n"
 
+    def test_a_folder_of_hooks_with_spaces_around_its_name(self, tmp_path: Path) -> None:
+        odd = tmp_path / " two words "
+        odd.mkdir()
+        write(odd, my_hooks=HOOKS)
+        program = ["-c", "import textwrap; print(textwrap.dedent('x'))"]
+        assert run_hookery("run", "--hook", "my_hooks", *program, folder=odd).stdout == "x+\n"
+
     @pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
     def test_multiprocessing(self, folder: Path, method: str) -> None:
         write(
@@ -342,18 +358,30 @@ class TestWhoHasTheHooks:
         )  # fmt: skip
         assert done.stdout == "x+*\n"
 
-    def test_installed_plugins_by_name(self, folder: Path, tmp_path: Path) -> None:
-        installed = tmp_path / "installed"
-        for name in ("stdlib_plugin", "stdlib_plugin_twin"):
-            install_plugin(PLUGINS / name, installed)
+    def test_installed_plugins_by_name(self, folder: Path, installed: Path) -> None:
         dumps = ["-c", "import json; print(json.dumps(1))"]
         one = run_hookery("run", "--plugin", "by_function", *dumps, folder=folder, path=[installed])
         assert one.stdout == "1+function\n"
         every = run_hookery("run", *dumps, folder=folder, path=[installed])
         assert every.stdout == "1+twin+function+stdlib\n"
-        outer = ["run", "--plugin", "by_function", sys.executable, "-m", "hookery"]
-        both = run_hookery(*outer, "run", "--plugin=stdlib", *dumps, folder=folder, path=[installed])
-        assert both.stdout == "1+twin+function+stdlib\n"
+
+    @pytest.mark.parametrize(
+        ("outer", "inner", "loaded"),
+        [
+            ([], [], "+twin+function+stdlib"),  # all that are installed
+            ([], ["--plugin=by_function"], "+twin+function+stdlib"),
+            (["--plugin=by_function"], [], "+function"),
+            (["--plugin=by_function"], ["--plugin=stdlib"], "+twin+function+stdlib"),
+            (["--plugin=stdlib"], ["--plugin=stdlib"], "+twin+stdlib"),
+        ],
+    )
+    def test_a_run_within_a_run_has_the_plugins_of_both(
+        self, folder: Path, installed: Path, outer: list[str], inner: list[str], loaded: str
+    ) -> None:
+        program = ["-c", "import json; print(json.dumps(1))"]
+        within = [sys.executable, "-m", "hookery", "run", *inner, *program]
+        done = run_hookery("run", *outer, *within, folder=folder, path=[installed])
+        assert done.stdout == f"1{loaded}\n"
 
     def test_a_shell_between_them(self, folder: Path) -> None:
         code = 'import textwrap; print(textwrap.dedent("x"))'
@@ -413,6 +441,14 @@ class TestBadInput:
         done = run_hookery("run", *arguments, folder=folder, status=None)
         assert said in done.stderr
         assert (done.returncode, done.stdout, ran.exists()) == (2, "", False)
+
+    def test_a_folder_that_no_list_of_folders_can_hold(self, tmp_path: Path) -> None:
+        odd = tmp_path / "one:two"
+        odd.mkdir()
+        write(odd, my_hooks=HOOKS)
+        done = run_hookery("run", "--hook", "my_hooks", "-c", "print('ran')", folder=odd, status=2)
+        assert done.stdout == ""
+        assert f"no Python can be told to look in {str(odd)!r} for modules" in done.stderr
 
     def test_a_target_that_does_not_exist_is_warned_about(self, folder: Path, ran: Path) -> None:
         done = run_hookery("run", "--hook", "missing", "prog.py", folder=folder)
