@@ -25,6 +25,8 @@ from tests.runtime.catalogue_elsewhere import is_class
 TOGETHER = 4
 """Requests that start in one step, if each may get `TOGETHER_TOKENS`."""
 TOGETHER_TOKENS = 24
+REPLAYED_LENGTH = 16
+"""The longest sequence that decodes are recorded for, so that some are replayed and others are not."""
 ABORTED_TOKENS = 30
 """A request that may get so many gets no more than one until it has been aborted."""
 
@@ -93,6 +95,14 @@ def note_batch(scheduler: Any, batch: Any) -> None:
     )
 
 
+def note_runner(result: Any, *args: Any) -> None:
+    _batch["replayed"] = result is not None
+
+
+def short_lengths(result: list[int], *args: Any) -> list[int]:
+    return [REPLAYED_LENGTH]
+
+
 def hold(original_fn: Callable[..., None], scheduler: Any) -> None:
     """Receive until all that is to run together is there, and what is to be aborted has been."""
     original_fn(scheduler)
@@ -138,5 +148,9 @@ for _target in CATALOGUE:
 _SCHEDULER = "runtime.managers.scheduler.Scheduler"
 hookery.registry.register(f"{_SCHEDULER}.step", around_step, HookType.AROUND, priority=1)
 hookery.registry.register(f"{_SCHEDULER}.run_batch", note_batch, HookType.BEFORE, priority=1)
+hookery.registry.register("runtime.model_executor.graph_runner.runner_for", note_runner, HookType.AFTER)
+hookery.registry.register(
+    "runtime.model_executor.cuda_graph_runner.CudaGraphRunner.choose_capture_lengths", short_lengths, HookType.AFTER
+)
 hookery.registry.register(f"{_SCHEDULER}.receive_messages", hold, HookType.AROUND, priority=1)
 hookery.registry.register(f"{_SCHEDULER}.event_loop", around_loop, HookType.AROUND, priority=-1)
