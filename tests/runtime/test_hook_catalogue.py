@@ -409,6 +409,7 @@ class TestEntries:
         assert len(NAMES) == len(CATALOGUE)
         assert [t.name for t in CATALOGUE if not t.purpose or not t.runs or not t.area] == []
         assert [t.name for t in CATALOGUE if not all(t.runs.values())] == []
+        assert [t.name for t in CATALOGUE if not t.only_with.keys() <= frozenset().union(*t.runs.values())] == []
 
     def test_each_exists_and_its_signature_is_the_code_s(self) -> None:
         described = {each.target.name: each for each in catalogue.describe(CATALOGUE)}
@@ -435,7 +436,7 @@ class TestTheCommand:
     def test_it_lists_every_target_with_what_is_known_of_it(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["hooks"]) == 0
         head, _, *lines = capsys.readouterr().out.splitlines()
-        assert head.split()[:4] == ["target", "process", "when", "purpose"]
+        assert head.split()[:6] == ["target", "process", "when", "only", "with", "purpose"]
         rows, notes = lines[: len(CATALOGUE)], lines[len(CATALOGUE) :]
         assert [row.split()[0] for row in rows] == [target.name for target in CATALOGUE]
         assert notes[0].startswith(f"{len(CATALOGUE)} targets; ")
@@ -470,6 +471,49 @@ class TestTheCommand:
             "  (self, device_id: int | None = None) -> str",
         ]
 
+    def test_what_takes_a_graph_runner_says_which(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["hooks", "TorchAttentionBackend.init_replay"]) == 0
+        head, _, row, *notes = capsys.readouterr().out.splitlines()
+        assert "only with" in head
+        assert "capture, replay  a decode graph runner  what all layers" in row
+        assert notes[1] == (
+            "only with: an engine without that graph runner never runs the target, or never at the moment that is"
+            " named; capture and replay are that runner's"
+        )
+        assert cli.main(["hooks", "io_struct"]) == 0
+        assert "only with" not in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("target", "said", "line"),
+        [
+            (
+                "build_fixed",
+                {"capture": "a decode graph runner", "replay": "a decode graph runner"},
+                "only with a decode graph runner",
+            ),
+            (
+                "init_forward_metadata",
+                {"capture": "a prefill graph runner"},
+                "capture only with a prefill graph runner",
+            ),
+            (
+                "find_capture_size",
+                {"prompt": "a prefill graph runner", "decode": "a decode graph runner"},
+                "prompt only with a prefill graph runner; decode only with a decode graph runner",
+            ),
+            ("last_hidden_states", {}, None),
+        ],
+    )
+    def test_each_moment_may_take_its_own(
+        self, target: str, said: dict[str, str], line: str | None, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main(["hooks", target, "--json"]) == 0
+        (described,) = json.loads(capsys.readouterr().out)["targets"]
+        assert described["only_with"] == said
+        assert said.keys() <= {*described["runs"]["scheduler"]}
+        assert cli.main(["hooks", target, "--long"]) == 0
+        assert capsys.readouterr().out.splitlines()[3:-1] == [f"  {line}"] * (line is not None)
+
     def test_the_readme_shows_what_it_prints(self, capsys: pytest.CaptureFixture[str]) -> None:
         readme = (ROOT / "README.md").read_text()
         shown = re.findall(r"^\$ python -m runtime hooks (.*)\n((?:(?![$`]).+\n)+)", readme, flags=re.MULTILINE)
@@ -482,7 +526,7 @@ class TestTheCommand:
         with pytest.raises(SystemExit):
             cli.main(["hooks", "--help"])
         printed = capsys.readouterr().out
-        assert all(when.meaning in printed for when in When)
+        assert all(each.value in printed and each.meaning in printed for each in (*When, *Part))
         assert "platform, memory, graphs, model, serving" in printed
 
     def test_finding_nothing_is_told(self, capsys: pytest.CaptureFixture[str]) -> None:
