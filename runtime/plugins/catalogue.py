@@ -187,8 +187,8 @@ def notes(descriptions: Sequence[TargetDescription]) -> list[str]:
         said.append("a class is replaced by a subclass of it, which is made with these arguments")
     if any(each.target.only_with for each in descriptions):
         said.append(
-            "only with: an engine without that graph runner never runs the target, or never at the moment that is"
-            " named; capture and replay are that runner's"
+            "only with: an engine without it never runs the target, or never at the moment that is named; with a graph"
+            " runner, capture and replay are that runner's"
         )
     if any(each.target.recorded for each in descriptions):
         said.append("recorded: where a device records steps, a hook runs at capture and not when they are replayed")

@@ -44,11 +44,14 @@ class When(enum.Enum):
 class Part(enum.Enum):
     """What one engine has and another has not, and how an engine gets it."""
 
-    GRAPH_RUNNER = "a graph runner", "any of those that follow"
+    GRAPH_RUNNER = "a graph runner", "any of the four that follow"
     DECODE_RUNNER = "a decode graph runner", 'decode_graph="on", or a platform that brings one'
     PREFILL_RUNNER = "a prefill graph runner", 'prefill_graph="breakable" or "piecewise"'
     BREAKABLE_RUNNER = "a breakable graph runner", 'prefill_graph="breakable"'
     PIECEWISE_RUNNER = "a piecewise graph runner", 'prefill_graph="piecewise"'
+    PREFIX_CACHE = "a prefix cache", "what an engine has without disable_radix_cache"
+    SINGLE_SLOTS = "pages of one slot", "page_size=1"
+    PAGES = "larger pages", "a page_size above 1"
 
     meaning: str
 
@@ -68,7 +71,7 @@ class HookTarget:
         purpose: what a hook on it is for.
         runs: which processes run it, and when.
         only_with: the moments that only an engine with this part has; those that are not named hold for every engine.
-            "capture" and "replay" are then those of that graph runner.
+            With a graph runner, "capture" and "replay" are that runner's.
         recorded: it is part of what a graph runner records. Where a device records, a hook on it runs at capture and
             not when the recording is replayed.
         area: the part of the runtime it belongs to.

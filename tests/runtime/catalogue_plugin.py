@@ -1,7 +1,8 @@
 """A plugin that puts a hook on everything in the catalogue, and says how often each ran in every step.
 
 In the scheduler the counts are hookery's own, taken at the end of each step and around the making of each graph runner.
-They are written to the file that `CATALOGUE_TRACE` names when the scheduler's loop ends.
+They are written to the file that `CATALOGUE_TRACE` names when the scheduler's loop ends. The classes that
+`CATALOGUE_KEPT` names are not replaced.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def around_loop(original_fn: Callable[..., None], scheduler: Any) -> None:
 replaced: dict[str, type] = {
     target.name: counted(target)
     for target in CATALOGUE
-    if is_class(target)
+    if is_class(target) and target.name.rpartition(".")[2] not in os.environ["CATALOGUE_KEPT"].split()
     if current_process().name == Role.SCHEDULER.value or target.name.startswith(MODULES_WITHOUT_TORCH)
 }
 globals().update({cls.__name__: cls for cls in replaced.values()})

@@ -1,5 +1,5 @@
 """Engines with `catalogue_plugin`, each in a process of its own: everything that a short run can reach, with all graph
-runners, with one, and with none, as an engine is by default.
+runners, with one, and with none, as an engine is by default; with a prefix cache and without; with pages and without.
 
 The first requests run one by one, so that what belongs to a step or a request shows in the counts; see `REGULAR`.
 """
@@ -49,25 +49,42 @@ _PLAIN = {"graph_backend": "plain"}
 
 @dataclass(frozen=True)
 class EngineKind:
-    """An engine that may have graph runners: the arguments that say so, and which of a catalogue's parts it has."""
+    """An engine.
+
+    Attributes:
+        arguments: what makes it one.
+        parts: what a catalogue may say that it takes, and this one has.
+        kept: classes that are not replaced, for it makes a subclass of them: hooks on what that inherits would go to
+            the replacement.
+    """
 
     arguments: Mapping[str, Any]
     parts: frozenset[Part]
+    kept: tuple[str, ...] = ()
 
 
-_DECODE_PARTS = frozenset({Part.GRAPH_RUNNER, Part.DECODE_RUNNER})
-_PREFILL_PARTS = frozenset({Part.GRAPH_RUNNER, Part.PREFILL_RUNNER, Part.BREAKABLE_RUNNER})
-
-EVERY_RUNNER = "both graph runners"
+EVERY_RUNNER = "both graph runners and pages"
+NO_RUNNER = "no graph runner"
 ENGINES = MappingProxyType(
     {
-        EVERY_RUNNER: EngineKind(_DECODES | _PROMPTS | _PLAIN, _DECODE_PARTS | _PREFILL_PARTS),
-        "a decode graph runner": EngineKind(_DECODES | _PLAIN, _DECODE_PARTS),
-        "a prefill graph runner": EngineKind(_PROMPTS | _PLAIN, _PREFILL_PARTS),
-        "no graph runner": EngineKind({}, frozenset()),
+        EVERY_RUNNER: EngineKind(
+            _DECODES | _PROMPTS | _PLAIN | {"page_size": 4},
+            frozenset(Part) - {Part.PIECEWISE_RUNNER, Part.SINGLE_SLOTS},
+            kept=("TokenToKVPoolAllocator",),
+        ),
+        "a decode graph runner and no prefix cache": EngineKind(
+            _DECODES | _PLAIN | {"disable_radix_cache": True},
+            frozenset({Part.GRAPH_RUNNER, Part.DECODE_RUNNER, Part.SINGLE_SLOTS}),
+        ),
+        "a prefill graph runner and no prefix cache": EngineKind(
+            _PROMPTS | _PLAIN | {"disable_radix_cache": True},
+            frozenset({Part.GRAPH_RUNNER, Part.PREFILL_RUNNER, Part.BREAKABLE_RUNNER, Part.SINGLE_SLOTS}),
+        ),
+        NO_RUNNER: EngineKind({}, frozenset({Part.PREFIX_CACHE, Part.SINGLE_SLOTS})),
     }
 )
-
+"""The last is an engine as it is by default. No part is there in just those that have another, so that what runs tells
+which it takes."""
 
 OTHERS, ASKED = -3, -2
 """Where, of what ran in the main process, the other requests are, and the questions about the engine."""
@@ -119,6 +136,7 @@ def run(model: Path, engine: str) -> Run:
                 "PYTHONPATH": str(ROOT),
                 "RUNTIME_PLATFORM": "cpu",
                 "CATALOGUE_TRACE": str(trace),
+                "CATALOGUE_KEPT": " ".join(ENGINES[engine].kept),
             },
         )
         assert done.returncode == 0, done.stderr

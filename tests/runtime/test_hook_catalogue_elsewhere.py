@@ -1,6 +1,6 @@
-"""Hooks on what one run of an engine does not reach run too: each test here makes happen what it takes.
+"""Hooks on what no run of `catalogue_run` reaches run too: each test here makes happen what it takes.
 
-Together with that run these are all of the catalogue, see `test_hook_catalogue`.
+Together with those runs these are all of the catalogue, see `test_hook_catalogue`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,6 @@ from runtime.layers.moe import Experts
 from runtime.mem_cache import memory_pool
 from runtime.mem_cache.allocator import PagedTokenToKVPoolAllocator
 from runtime.model_executor import capture_sizes, cuda_graph_buffer_registry, input_buffers, model_runner
-from runtime.model_executor.cuda_graph_runner import CudaGraphRunner
-from runtime.model_executor.graph_runner import GraphRunner
-from runtime.model_executor.piecewise_cuda_graph_runner import PiecewiseCudaGraphRunner
 from runtime.models import loader
 from runtime.platforms import discovery
 from runtime.platforms.graph_backend import AcceleratorGraphBackend, CudaGraphBackend
@@ -51,8 +48,8 @@ CPU = torch.device("cpu")
 PLATFORM = "runtime.platforms.current_platform"
 
 made: Counter[str] = Counter()
-graph_runners: list[list[GraphRunner]] = []
-"""Those of each model runner that a test has made."""
+had: list[set[Part]] = []
+"""What each model runner that a test has made has of the parts that a target may take."""
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +57,7 @@ def surroundings(mocker: MockerFixture) -> Iterator[None]:
     mocker.patch.object(hookery.registry, "counting", True)
     input_buffers.forget_shared_buffers()
     made.clear()
-    graph_runners.clear()
+    had.clear()
     yield
     hookery.registry.reset()
     input_buffers.forget_shared_buffers()
@@ -110,7 +107,7 @@ def ran() -> set[str]:
 @pytest.fixture
 def all_run() -> Iterator[Callable[[str], None]]:
     """A function that hooks what a test of `ELSEWHERE` is to reach; when the test has ended, all of it has run, and
-    nothing without the graph runner that it is said to take."""
+    nothing without the part that it is said to take."""
     wanted: set[str] = set()
     recorded_hooks._recorded.clear()  # the steps of tests before
 
@@ -121,17 +118,24 @@ def all_run() -> Iterator[Callable[[str], None]]:
     yield begin
     assert wanted
     assert wanted - ran() == set()
-    parts = {target.name: {*target.only_with.values()} for target in CATALOGUE if target.name in wanted}
-    had = {part for runners in graph_runners for runner in runners for part in parts_of(runner)}
-    assert {name for name, needed in parts.items() if graph_runners and needed - had} == set()
+    needed = {target.name: {*target.only_with.values()} for target in CATALOGUE if target.name in wanted}
+    assert {name for name in needed if had and needed[name] - set().union(*had)} == set()
 
 
-def parts_of(runner: GraphRunner) -> set[Part]:
-    """What an engine with this graph runner has."""
-    if isinstance(runner, CudaGraphRunner):
-        return {Part.GRAPH_RUNNER, Part.DECODE_RUNNER}
-    compiled = isinstance(runner, PiecewiseCudaGraphRunner)
-    return {Part.GRAPH_RUNNER, Part.PREFILL_RUNNER, Part.PIECEWISE_RUNNER if compiled else Part.BREAKABLE_RUNNER}
+def parts_of(runner: model_runner.ModelRunner) -> set[Part]:
+    """What an engine with this model runner has."""
+    args = runner.server_args
+    parts = {Part.SINGLE_SLOTS if runner.page_size == 1 else Part.PAGES}
+    if runner.prefix_cache is not None:
+        parts.add(Part.PREFIX_CACHE)
+    if runner.graph_runners:
+        parts.add(Part.GRAPH_RUNNER)
+    if args.decode_graph == "on":
+        parts.add(Part.DECODE_RUNNER)
+    if args.prefill_graph is not None:
+        compiled = args.prefill_graph == "piecewise"
+        parts |= {Part.PREFILL_RUNNER, Part.PIECEWISE_RUNNER if compiled else Part.BREAKABLE_RUNNER}
+    return parts
 
 
 def make_runner(model: Path, **args: Any) -> model_runner.ModelRunner:
@@ -142,7 +146,7 @@ def make_runner(model: Path, **args: Any) -> model_runner.ModelRunner:
         "dtype": "float32",
     } | args
     runner = model_runner.ModelRunner(ServerArgs(str(model), **args))
-    graph_runners.append(runner.graph_runners)
+    had.append(parts_of(runner))
     return runner
 
 
@@ -322,8 +326,8 @@ def test_compiled_prompts(
     }
 
 
-def test_pages(all_run: Any, llama_checkpoint: Path) -> None:
-    all_run("pages")
+def test_checked_pages(all_run: Any, llama_checkpoint: Path) -> None:
+    all_run("pages are checked")
     runner = make_runner(llama_checkpoint, page_size=4)
     run(runner)
     runner.batch_builder.check_integrity([])
