@@ -18,7 +18,7 @@ from runtime.core.errors import EngineError
 from runtime.core.sampling_params import SamplingParams
 from runtime.entrypoints import engine
 from runtime.plugins import bootstrap, catalogue
-from runtime.plugins.hook_target import Role, When
+from runtime.plugins.hook_target import Part, Role, When
 
 DEFAULT_PROMPT: Final = "If the argument is"
 
@@ -135,7 +135,9 @@ def _parser() -> argparse.ArgumentParser:
         description="List the hook targets of the runtime: what each is for, which processes of an engine run it, when,"
         " and its arguments.",
         epilog=f"areas: {', '.join(catalogue.AREAS)}\n\nwhen:\n"
-        + "\n".join(f"  {when.value:8}  {when.meaning}" for when in When),
+        + "\n".join(f"  {when.value:8}  {when.meaning}" for when in When)
+        + "\n\nonly with:\n"
+        + "\n".join(f"  {part.value:24}  {part.meaning}" for part in Part),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     hooks.set_defaults(run=_hooks)

@@ -69,11 +69,16 @@ class TargetDescription:
     names: str
 
     def __str__(self) -> str:
-        """A paragraph: name, purpose, where and when it runs, what it is and its signature."""
+        """A paragraph: name, purpose, where, when and with what it runs, what it is and its signature."""
         target = self.target
-        where = f"{self.kind} in {self.defined_in}"
-        lines = (target.name, target.purpose, f"{target.processes}, {target.moments}; {where}", self.signature)
-        return "\n  ".join(lines)
+        lines = [target.name, target.purpose]
+        lines.append(f"{target.processes}, {target.moments}; {self.kind} in {self.defined_in}")
+        if target.always_with is not None:
+            lines.append(f"{_ONLY_WITH} {target.always_with.value}")
+        elif target.only_with:
+            some = ((when.value, target.only_with[when].value) for when in When if when in target.only_with)
+            lines.append("; ".join(f"{when} {_ONLY_WITH} {part}" for when, part in some))
+        return "\n  ".join([*lines, self.signature])
 
     def to_dict(self) -> dict[str, Any]:
         """The description as JSON takes it."""
@@ -83,6 +88,7 @@ class TargetDescription:
             "purpose": target.purpose,
             "area": target.area,
             "runs": {role.value: sorted(when.value for when in target.runs[role]) for role in target.runs},
+            "only_with": {when.value: target.only_with[when].value for when in When if when in target.only_with},
             "recorded": target.recorded,
             "kind": self.kind,
             "defined_in": self.defined_in,
@@ -141,15 +147,18 @@ def _without_types(signature: inspect.Signature) -> inspect.Signature:
     return signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
 
 
+_ONLY_WITH = "only with"
 _DEFINED_IN = "defined in"
-_COLUMNS = ("target", "process", "when", "purpose", _DEFINED_IN, "arguments")
+_COLUMNS = ("target", "process", "when", _ONLY_WITH, "purpose", _DEFINED_IN, "arguments")
+_OPTIONAL = (_ONLY_WITH, _DEFINED_IN)
 _USUAL = (TargetKind.FUNCTION.value, TargetKind.METHOD.value)
 
 
 def table(descriptions: Sequence[TargetDescription]) -> tuple[list[str], list[list[str]]]:
-    """The columns and rows of a table of them; where they are defined is left out where each name says it."""
+    """The columns and rows of a table of them. Left out is what an engine has to have where none of them needs
+    anything, and where they are defined where each name says it."""
     rows = [_row(each) for each in descriptions]
-    columns = [column for column in _COLUMNS if column != _DEFINED_IN or any(row[_DEFINED_IN] for row in rows)]
+    columns = [column for column in _COLUMNS if column not in _OPTIONAL or any(row[column] for row in rows)]
     return columns, [[row[column] for column in columns] for row in rows]
 
 
@@ -159,6 +168,7 @@ def _row(description: TargetDescription) -> dict[str, str]:
         target.name,
         target.processes,
         target.moments,
+        target.needs,
         target.purpose,
         "" if target.name.startswith(f"{holder}.") else holder.rpartition(".")[2],
         description.names if description.kind in _USUAL else f"{description.names} {description.kind}",
@@ -175,6 +185,11 @@ def notes(descriptions: Sequence[TargetDescription]) -> list[str]:
     ]
     if any(each.kind == TargetKind.CLASS.value for each in descriptions):
         said.append("a class is replaced by a subclass of it, which is made with these arguments")
+    if any(each.target.only_with for each in descriptions):
+        said.append(
+            "only with: an engine without it never runs the target, or never at the moment that is named; with a graph"
+            " runner, capture and replay are that runner's"
+        )
     if any(each.target.recorded for each in descriptions):
         said.append("recorded: where a device records steps, a hook runs at capture and not when they are replayed")
     return [*said, "what the moments mean: python -m runtime hooks --help"]

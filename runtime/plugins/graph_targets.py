@@ -8,31 +8,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from runtime.plugins.hook_target import HookTarget, Role, When, both, members, recorded_members, scheduler
+from runtime.plugins.hook_target import (
+    HookTarget,
+    Part,
+    Role,
+    When,
+    at_some_only_with,
+    both,
+    members,
+    only_with,
+    recorded_members,
+    scheduler,
+)
 
 _EXECUTOR = "runtime.model_executor"
 _SIZES = f"{_EXECUTOR}.capture_sizes"
 _BUFFERS = f"{_EXECUTOR}.cuda_graph_buffer_registry"
 _REGISTRY = f"{_BUFFERS}.CudaGraphBufferRegistry"
 _INPUT = f"{_EXECUTOR}.input_buffers"
+_BREAKABLE = f"{_EXECUTOR}.breakable_cuda_graph_runner"
 
 
 def _of_runner(
-    module: str, name: str, capture: Mapping[Role, frozenset[When]], replay: Mapping[Role, frozenset[When]], **own: str
+    cls: str,
+    asked: Mapping[Role, frozenset[When]],
+    before: When = When.ONCE,
+    made: When = When.CAPTURE,
+    replayed: When = When.REPLAY,
+    **own: str,
 ) -> list[HookTarget]:
     """The seams of one class of runners.
 
     Args:
-        capture: when what makes the runner runs.
-        replay: when what a replay consists of runs.
+        cls: its name.
+        asked: when it is asked which batches it takes.
+        before: when it is asked whether it can be made.
+        made: when what makes the runner runs.
+        replayed: when what a replay consists of runs.
         **own: what makes this class of runners alone, and what it is for.
     """
-    before = capture if capture == scheduler(When.EVENT) else scheduler(When.ONCE)
-    moments = {role: capture.get(role, frozenset()) | replay[role] for role in replay}
-    cls = f"{_EXECUTOR}.{module}.{name}"
+    capture, replay = scheduler(made), scheduler(replayed)
     return [
-        *members(f"{_EXECUTOR}.{module}", capture, **{name: "the graph runner: REPLACE it by a subclass"}),
-        *members(cls, before, check_device="whether the device can record, before a model is loaded"),
+        *members(cls, scheduler(before), check_device="whether the device can record, before a model is loaded"),
         *members(
             cls,
             capture,
@@ -57,7 +74,13 @@ def _of_runner(
             replay="a whole replay",
             logits_of="what becomes of the output",
         ),
-        *members(cls, moments, init_replay_metadata="what attention reads"),
+        *members(cls, scheduler(made, replayed), init_replay_metadata="what attention reads"),
+        *members(
+            cls,
+            asked,
+            can_run="which batches are replayed; asked where no runner before it takes the batch",
+            key_for="the shape that a batch runs in",
+        ),
         *members(
             cls,
             scheduler(When.EVENT),
@@ -68,13 +91,10 @@ def _of_runner(
     ]
 
 
-GRAPH_TARGETS = (
+_IN_CAPTURE = (
     *members(
         _SIZES,
         scheduler(When.CAPTURE),
-        decode_capture_sizes="batch sizes of decodes",
-        decode_capture_lengths="lengths of the longest sequence of decodes",
-        prefill_capture_sizes="token counts of steps with prompts",
         require_gathered_buffer="whether rows are gathered",
         require_mlp_tp_gather="whether feed-forward layers compute on the rows of all data-parallel ranks",
         require_attn_tp_gather="whether the ranks of an attention group hold a part of its rows each",
@@ -84,18 +104,10 @@ GRAPH_TARGETS = (
         size_multiple="what sizes must be multiples of",
         filter_for_gather="which sizes are left, and how they are rounded",
     ),
-    *members(_SIZES, scheduler(When.STEP), find_capture_size="the size that a batch finds"),
     *members(
         _BUFFERS,
         scheduler(When.CAPTURE),
-        build_decode_registry="the slots of decodes",
-        build_prefill_registry="the slots of steps with prompts",
         CudaGraphBufferRegistry="what owns and fills input buffers: REPLACE it by a subclass",
-    ),
-    *members(
-        _BUFFERS,
-        both(When.DEMAND),
-        local_num_token_non_padded="how many rows of a rank are no padding; for ranks that there are none of yet",
     ),
     *members(
         _REGISTRY,
@@ -109,12 +121,27 @@ GRAPH_TARGETS = (
         buffers="every buffer, whole; with RUNTIME_CHECK_GRAPHS asked for at every replay too",
     ),
     *members(
+        _INPUT,
+        scheduler(When.CAPTURE),
+        share_input_buffer="which memory a buffer gets",
+        zero_index_buffers="which buffers are zeroed before a step is recorded",
+    ),
+)
+_IN_REPLAY = (
+    *members(
         _REGISTRY,
-        scheduler(When.STEP),
+        scheduler(When.REPLAY),
         fill_from="all writing into input buffers",
         extract_buffer="the batch whose tensors are the buffers",
     ),
-    *members(_REGISTRY, scheduler(When.STEP, When.CAPTURE), slice_for="the views that a step reads"),
+    *members(_REGISTRY, scheduler(When.REPLAY, When.CAPTURE), slice_for="the views that a step reads"),
+)
+_ON_DEMAND = (
+    *members(
+        _BUFFERS,
+        both(When.DEMAND),
+        local_num_token_non_padded="how many rows of a rank are no padding; for ranks that there are none of yet",
+    ),
     *members(
         _REGISTRY,
         both(When.DEMAND),
@@ -125,53 +152,73 @@ GRAPH_TARGETS = (
     ),
     *members(
         _INPUT,
-        scheduler(When.CAPTURE),
-        share_input_buffer="which memory a buffer gets",
-        zero_index_buffers="which buffers are zeroed before a step is recorded",
-    ),
-    *members(
-        _INPUT,
         both(When.DEMAND),
         share_input_buffers_in="which buffers of an object are shared, for runners that keep their own",
         forget_shared_buffers="making the shared memory nobody's",
     ),
-    *_of_runner(
-        "cuda_graph_runner",
-        "CudaGraphRunner",
+)
+
+_OF_DECODES = (
+    *members(
+        _SIZES,
         scheduler(When.CAPTURE),
-        scheduler(When.DECODE),
+        decode_capture_sizes="batch sizes of decodes",
+        decode_capture_lengths="lengths of the longest sequence of decodes",
+    ),
+    *members(_BUFFERS, scheduler(When.CAPTURE), build_decode_registry="the slots of decodes"),
+    *members(
+        f"{_EXECUTOR}.cuda_graph_runner",
+        scheduler(When.CAPTURE),
+        CudaGraphRunner="the graph runner: REPLACE it by a subclass",
+    ),
+    *_of_runner(
+        f"{_EXECUTOR}.cuda_graph_runner.CudaGraphRunner",
+        asked=scheduler(When.STEP),
         choose_capture_lengths="the lengths of this runner alone",
     ),
-    *members(
-        f"{_EXECUTOR}.cuda_graph_runner.CudaGraphRunner",
-        scheduler(When.STEP),
-        can_run="which batches are replayed",
-        key_for="the shape that a batch runs in",
-    ),
-    *_of_runner(
-        "breakable_cuda_graph_runner", "BreakableCudaGraphRunner", scheduler(When.CAPTURE), scheduler(When.PROMPT)
-    ),
-    *members(
-        f"{_EXECUTOR}.breakable_cuda_graph_runner.BreakableCudaGraphRunner",
-        scheduler(When.PROMPT),
-        can_run="which batches are replayed; not asked where a decode is",
-        key_for="the shape that a batch runs in",
-    ),
+)
+_OF_PROMPTS = (
+    *members(_SIZES, scheduler(When.CAPTURE), prefill_capture_sizes="token counts of steps with prompts"),
+    *members(_BUFFERS, scheduler(When.CAPTURE), build_prefill_registry="the slots of steps with prompts"),
+    *_of_runner(f"{_BREAKABLE}.BreakableCudaGraphRunner", asked=scheduler(When.PROMPT, When.EAGER)),
     *recorded_members(
-        f"{_EXECUTOR}.breakable_cuda_graph_runner.BreakRecorder",
-        scheduler(When.PROMPT, When.CAPTURE),
+        f"{_BREAKABLE}.BreakRecorder",
+        scheduler(When.REPLAY, When.CAPTURE),
         run_eagerly="what a layer runs outside the recording, its attention for one",
     ),
-    *_of_runner(
-        "piecewise_cuda_graph_runner", "PiecewiseCudaGraphRunner", scheduler(When.EVENT), scheduler(When.EVENT)
-    ),
+)
+_OF_BREAKABLE = members(
+    _BREAKABLE,
+    scheduler(When.CAPTURE),
+    BreakableCudaGraphRunner="the graph runner: REPLACE it by a subclass",
+)
+_OF_PIECEWISE = (
     *members(
-        f"{_EXECUTOR}.piecewise_cuda_graph_runner.PiecewiseCudaGraphRunner",
+        f"{_EXECUTOR}.piecewise_cuda_graph_runner",
         scheduler(When.EVENT),
-        can_run="which batches are replayed; not asked where a decode is",
-        key_for="the shape that a batch runs in",
+        PiecewiseCudaGraphRunner="the graph runner: REPLACE it by a subclass",
     ),
+    *_of_runner(
+        f"{_EXECUTOR}.piecewise_cuda_graph_runner.PiecewiseCudaGraphRunner",
+        asked=scheduler(When.EVENT),
+        before=When.EVENT,
+        made=When.EVENT,
+        replayed=When.EVENT,
+    ),
+)
+
+GRAPH_TARGETS = (
+    *only_with(Part.GRAPH_RUNNER, (*_IN_CAPTURE, *_IN_REPLAY)),
+    *at_some_only_with(
+        {When.DECODE: Part.DECODE_RUNNER, When.PROMPT: Part.PREFILL_RUNNER},
+        members(_SIZES, scheduler(When.DECODE, When.PROMPT), find_capture_size="the size that a batch finds, if any"),
+    ),
+    *_ON_DEMAND,
+    *only_with(Part.DECODE_RUNNER, _OF_DECODES),
+    *only_with(Part.PREFILL_RUNNER, _OF_PROMPTS),
+    *only_with(Part.BREAKABLE_RUNNER, _OF_BREAKABLE),
+    *only_with(Part.PIECEWISE_RUNNER, _OF_PIECEWISE),
     *members(f"{_EXECUTOR}.graph_runner", scheduler(When.STEP), runner_for="which runner takes a batch"),
 )
 """Every one of them is called through its module or object, so that a hook on it takes whenever it is applied before
-the runner is made. The moments of a runner are those of an engine that has it."""
+the runner is made."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 
 class Role(enum.Enum):
@@ -26,6 +26,8 @@ class When(enum.Enum):
     STEP = "step", "at every step that gives a token"
     PROMPT = "prompt", "at every step with a prompt, or a piece of one, in it"
     DECODE = "decode", "at every step without a prompt"
+    REPLAY = "replay", "at every step that a graph runner replays"
+    EAGER = "eager", "at every step that no graph runner replays: all of them where there is none"
     LAYER = "layer", "at every step, in each layer of the model"
     EVENT = "event", "when what its purpose says comes up: slots run short, a request draws tokens, such a model"
     DEMAND = "demand", "never by itself: the engine's user, `python -m runtime platform` or a plugin asks for it"
@@ -39,6 +41,27 @@ class When(enum.Enum):
         return made
 
 
+class Part(enum.Enum):
+    """What one engine has and another has not, and how an engine gets it."""
+
+    GRAPH_RUNNER = "a graph runner", "any of the four that follow"
+    DECODE_RUNNER = "a decode graph runner", 'decode_graph="on", or a platform that brings one'
+    PREFILL_RUNNER = "a prefill graph runner", 'prefill_graph="breakable" or "piecewise"'
+    BREAKABLE_RUNNER = "a breakable graph runner", 'prefill_graph="breakable"'
+    PIECEWISE_RUNNER = "a piecewise graph runner", 'prefill_graph="piecewise"'
+    PREFIX_CACHE = "a prefix cache", "what an engine has without disable_radix_cache"
+    SINGLE_SLOTS = "pages of one slot", "page_size=1"
+    PAGES = "larger pages", "a page_size above 1"
+
+    meaning: str
+
+    def __new__(cls, words: str, meaning: str = "") -> Part:
+        made = object.__new__(cls)
+        made._value_ = words
+        made.meaning = meaning
+        return made
+
+
 @dataclass(frozen=True)
 class HookTarget:
     """One seam: a callable that a hook can be put on.
@@ -47,6 +70,8 @@ class HookTarget:
         name: dotted name, as `hookery.plugin_hook` takes it.
         purpose: what a hook on it is for.
         runs: which processes run it, and when.
+        only_with: the moments that only an engine with this part has; those that are not named hold for every engine.
+            With a graph runner, "capture" and "replay" are that runner's.
         recorded: it is part of what a graph runner records. Where a device records, a hook on it runs at capture and
             not when the recording is replayed.
         area: the part of the runtime it belongs to.
@@ -55,6 +80,7 @@ class HookTarget:
     name: str
     purpose: str
     runs: Mapping[Role, frozenset[When]]
+    only_with: Mapping[When, Part] = field(default_factory=dict)
     recorded: bool = False
     area: str = ""
 
@@ -72,6 +98,19 @@ class HookTarget:
         else:
             shown = "; ".join(f"{role.value}: {spoken[role]}" for role in Role if role in spoken)
         return f"{shown} (recorded)" if self.recorded else shown
+
+    @property
+    def always_with(self) -> Part | None:
+        """The part without which an engine never runs it, if there is one."""
+        parts = {self.only_with.get(when) for moments in self.runs.values() for when in moments}
+        return next(iter(parts)) if len(parts) == 1 else None
+
+    @property
+    def needs(self) -> str:
+        """What `only_with` says, in words: the part, or each moment with its part where that differs."""
+        if self.always_with is not None:
+            return self.always_with.value
+        return "; ".join(f"{when.value}: {self.only_with[when].value}" for when in When if when in self.only_with)
 
 
 def main(*when: When) -> dict[Role, frozenset[When]]:
@@ -97,3 +136,16 @@ def members(prefix: str, runs: Mapping[Role, frozenset[When]], **purposes: str) 
 def recorded_members(prefix: str, runs: Mapping[Role, frozenset[When]], **purposes: str) -> list[HookTarget]:
     """The same of what is recorded."""
     return [dataclasses.replace(target, recorded=True) for target in members(prefix, runs, **purposes)]
+
+
+def only_with(part: Part, targets: Iterable[HookTarget]) -> list[HookTarget]:
+    """The targets, said to be run by nothing but an engine with this part."""
+    return [
+        dataclasses.replace(target, only_with={when: part for moments in target.runs.values() for when in moments})
+        for target in targets
+    ]
+
+
+def at_some_only_with(parts: Mapping[When, Part], targets: Iterable[HookTarget]) -> list[HookTarget]:
+    """The targets, said to be run at these moments by nothing but an engine with the part that is given for each."""
+    return [dataclasses.replace(target, only_with=parts) for target in targets]

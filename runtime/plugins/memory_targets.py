@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
-from runtime.plugins.hook_target import When, both, members, recorded_members, scheduler
+from runtime.plugins.hook_target import Part, When, both, members, only_with, recorded_members, scheduler
 
 _POOLS = "runtime.mem_cache.memory_pool"
 _SLOTS = "runtime.mem_cache.allocator"
 _TREE = "runtime.mem_cache.radix_cache"
+
+_PREFIXES = (
+    *members(
+        _TREE,
+        scheduler(When.ONCE),
+        RadixCache="what keeps prefixes: REPLACE it by a subclass",
+    ),
+    *members(
+        f"{_TREE}.RadixCache",
+        scheduler(When.REQUEST),
+        match_prefix="what is found of a prompt",
+        insert="what is kept of a sequence",
+        inc_lock_ref="which prefixes may not go",
+        dec_lock_ref="which prefixes may go again",
+    ),
+    *members(f"{_TREE}.RadixCache", scheduler(When.STEP), evictable_size="how many slots prefixes could give back"),
+    *members(f"{_TREE}.RadixCache", scheduler(When.ONCE), clear="forgetting everything"),
+    *members(
+        f"{_TREE}.RadixCache",
+        scheduler(When.EVENT),
+        evict="which prefixes go when slots run short",
+        all_slots="the slots of prefixes, with RUNTIME_CHECK_INTEGRITY",
+        check_integrity="the account of the tree, with RUNTIME_CHECK_INTEGRITY",
+        protected_size="how many slots are locked, with RUNTIME_CHECK_INTEGRITY",
+    ),
+)
 
 MEMORY_TARGETS = (
     *members(
@@ -102,20 +128,24 @@ MEMORY_TARGETS = (
         get_index_k_buffer="the index keys that a layer reads",
         set_index_k_buffer="the index keys that a layer stores",
     ),
-    *members(
-        _SLOTS,
-        scheduler(When.ONCE),
-        TokenToKVPoolAllocator="who hands out single slots: REPLACE it by a subclass",
-    ),
-    *members(
-        _SLOTS,
-        scheduler(When.EVENT),
-        PagedTokenToKVPoolAllocator="who hands out pages, where page_size is above 1: REPLACE it by a subclass",
+    *only_with(
+        Part.SINGLE_SLOTS,
+        (
+            *members(
+                _SLOTS,
+                scheduler(When.ONCE),
+                TokenToKVPoolAllocator="who hands out single slots: REPLACE it by a subclass",
+            ),
+            *members(
+                f"{_SLOTS}.TokenToKVPoolAllocator",
+                scheduler(When.STEP),
+                alloc="the slots that new tokens get",
+            ),
+        ),
     ),
     *members(
         f"{_SLOTS}.TokenToKVPoolAllocator",
         scheduler(When.STEP),
-        alloc="the slots that new tokens get",
         available_size="how many slots are said to be free",
     ),
     *members(
@@ -131,39 +161,35 @@ MEMORY_TARGETS = (
         scheduler(When.EVENT),
         check_integrity="the account of every slot, with RUNTIME_CHECK_INTEGRITY",
     ),
-    *members(
-        f"{_SLOTS}.PagedTokenToKVPoolAllocator",
-        scheduler(When.EVENT),
-        alloc_extend="the slots that prompts get, in pages",
-        alloc_decode="the slots that decodes get, in pages",
-        check_integrity="the account of every page, with RUNTIME_CHECK_INTEGRITY",
+    *only_with(
+        Part.PAGES,
+        (
+            *members(
+                _SLOTS,
+                scheduler(When.ONCE),
+                PagedTokenToKVPoolAllocator="who hands out pages: REPLACE it by a subclass",
+            ),
+            *members(
+                f"{_SLOTS}.PagedTokenToKVPoolAllocator",
+                scheduler(When.PROMPT),
+                alloc_extend="the slots that prompts get, in pages",
+            ),
+            *members(
+                f"{_SLOTS}.PagedTokenToKVPoolAllocator",
+                scheduler(When.DECODE),
+                alloc_decode="the slots that decodes get, in pages",
+            ),
+            *members(
+                f"{_SLOTS}.PagedTokenToKVPoolAllocator",
+                scheduler(When.EVENT),
+                check_integrity="the account of every page, with RUNTIME_CHECK_INTEGRITY",
+            ),
+        ),
     ),
     *members(
         f"{_SLOTS}.PagedTokenToKVPoolAllocator",
         both(When.DEMAND),
         alloc="whole pages, for who wants no more than pages",
     ),
-    *members(
-        _TREE,
-        scheduler(When.ONCE),
-        RadixCache="what keeps prefixes: REPLACE it by a subclass",
-    ),
-    *members(
-        f"{_TREE}.RadixCache",
-        scheduler(When.REQUEST),
-        match_prefix="what is found of a prompt",
-        insert="what is kept of a sequence",
-        inc_lock_ref="which prefixes may not go",
-        dec_lock_ref="which prefixes may go again",
-    ),
-    *members(f"{_TREE}.RadixCache", scheduler(When.STEP), evictable_size="how many slots prefixes could give back"),
-    *members(f"{_TREE}.RadixCache", scheduler(When.ONCE), clear="forgetting everything"),
-    *members(
-        f"{_TREE}.RadixCache",
-        scheduler(When.EVENT),
-        evict="which prefixes go when slots run short",
-        all_slots="the slots of prefixes, with RUNTIME_CHECK_INTEGRITY",
-        check_integrity="the account of the tree, with RUNTIME_CHECK_INTEGRITY",
-        protected_size="how many slots are locked, with RUNTIME_CHECK_INTEGRITY",
-    ),
+    *only_with(Part.PREFIX_CACHE, _PREFIXES),
 )

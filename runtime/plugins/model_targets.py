@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime.plugins.hook_target import When, members, recorded_members, scheduler
+from runtime.plugins.hook_target import Part, When, at_some_only_with, members, only_with, recorded_members, scheduler
 
 _LAYERS = "runtime.layers"
 _MODELS = "runtime.models"
@@ -100,7 +100,14 @@ MODEL_TARGETS = (
         f"{_MODELS}.decoder.CausalLM",
         scheduler(When.STEP, When.CAPTURE),
         forward="a pass through all layers",
-        compute_logits="the output projection",
+    ),
+    *at_some_only_with(
+        {When.CAPTURE: Part.DECODE_RUNNER},
+        recorded_members(
+            f"{_MODELS}.decoder.CausalLM",
+            scheduler(When.STEP, When.CAPTURE),
+            compute_logits="the output projection",
+        ),
     ),
     *recorded_members(
         f"{_MODELS}.decoder.DecoderLayer",
@@ -127,7 +134,14 @@ MODEL_TARGETS = (
         f"{_LAYERS}.vocab_embedding.VocabEmbedding",
         scheduler(When.STEP, When.CAPTURE),
         forward="the vectors of tokens",
-        logits="the product with the token table",
+    ),
+    *at_some_only_with(
+        {When.CAPTURE: Part.DECODE_RUNNER},
+        recorded_members(
+            f"{_LAYERS}.vocab_embedding.VocabEmbedding",
+            scheduler(When.STEP, When.CAPTURE),
+            logits="the product with the token table",
+        ),
     ),
     *recorded_members(
         f"{_LAYERS}.layernorm.RMSNorm",
@@ -191,7 +205,14 @@ MODEL_TARGETS = (
         forward_native="what they compute on a platform without its own",
         forward_cpu="what they compute on the CPU",
         gathered="their weights, gathered for each of a few pairs of token and expert",
-        dense="every expert on every token, in a recording that cannot be left",
+    ),
+    *only_with(
+        Part.GRAPH_RUNNER,
+        recorded_members(
+            f"{_LAYERS}.moe.Experts",
+            scheduler(When.EVENT),
+            dense="every expert on every token, in a recording that cannot be left",
+        ),
     ),
     *members(
         f"{_LAYERS}.moe.Experts",
@@ -238,37 +259,55 @@ MODEL_TARGETS = (
         scheduler(When.EVENT),
         forward_mla="attention over latents, for a model with such",
     ),
-    *members(
-        _BACKEND,
-        scheduler(When.PROMPT, When.CAPTURE),
-        init_forward_metadata="what all layers of a step that is not a replayed decode share",
+    *at_some_only_with(
+        {When.CAPTURE: Part.PREFILL_RUNNER},
+        members(
+            _BACKEND,
+            scheduler(When.PROMPT, When.EAGER, When.CAPTURE),
+            init_forward_metadata="what all layers of a step that is not a replayed decode share",
+        ),
     ),
-    *members(
-        _BACKEND,
-        scheduler(When.DECODE, When.CAPTURE),
-        init_replay_metadata="what all layers of a replayed decode share",
+    *only_with(
+        Part.DECODE_RUNNER,
+        (
+            *members(
+                _BACKEND,
+                scheduler(When.REPLAY, When.CAPTURE),
+                init_replay_metadata="what all layers of a replayed decode share",
+            ),
+            *members(_BACKEND, scheduler(When.CAPTURE), reserve="room for what replayed decodes share"),
+        ),
     ),
-    *members(_BACKEND, scheduler(When.CAPTURE), reserve="room for what replayed decodes share"),
-    *members(
-        _BACKEND,
-        scheduler(When.EVENT),
-        reserved_tensors="what may not move, with RUNTIME_CHECK_GRAPHS",
+    *only_with(
+        Part.GRAPH_RUNNER,
+        members(
+            _BACKEND,
+            scheduler(When.EVENT),
+            reserved_tensors="what may not move, with RUNTIME_CHECK_GRAPHS",
+        ),
     ),
     *members(
         f"{_ATTENTION}.metadata.MetadataBuilder",
         scheduler(When.STEP, When.CAPTURE),
         build="slots and masks, of the layers that see equally far",
     ),
-    *members(
-        f"{_ATTENTION}.metadata.MetadataBuilder",
-        scheduler(When.DECODE, When.CAPTURE),
-        build_fixed="the same for a replayed decode",
+    *only_with(
+        Part.DECODE_RUNNER,
+        (
+            *members(
+                f"{_ATTENTION}.metadata.MetadataBuilder",
+                scheduler(When.REPLAY, When.CAPTURE),
+                build_fixed="the same for a replayed decode",
+            ),
+            *members(
+                f"{_ATTENTION}.metadata.MetadataBuilder", scheduler(When.CAPTURE), reserve="the room that it needs"
+            ),
+        ),
     ),
-    *members(f"{_ATTENTION}.metadata.MetadataBuilder", scheduler(When.CAPTURE), reserve="the room that it needs"),
     *members(
         "runtime.sampling.logits_processor",
-        scheduler(When.PROMPT),
-        last_hidden_states="which hidden states become logits; of a decode all of them do, without it",
+        scheduler(When.PROMPT, When.EAGER),
+        last_hidden_states="which hidden states become logits; of a replayed decode all of them do, without it",
     ),
     *members(
         f"{_SAMPLER}.SamplingBatch",

@@ -6,7 +6,7 @@ platform is chosen, so that what is asked before is hooked at a class or at `dis
 
 from __future__ import annotations
 
-from runtime.plugins.hook_target import When, both, main, members, scheduler
+from runtime.plugins.hook_target import Part, When, both, main, members, only_with, scheduler
 
 _PLATFORM = "runtime.platforms.current_platform"
 _DISCOVERY = "runtime.platforms.discovery"
@@ -75,8 +75,15 @@ PLATFORM_TARGETS = (
         get_mha_kv_pool_cls="which class keeps keys and values",
         get_paged_allocator_cls="which class hands out KV slots",
         get_graph_runner_cls="which class replays decodes",
-        get_prefill_graph_runner_cls="which class replays steps with prompts, for an engine with a prefill_graph",
         post_load_model="a model whose weights have been loaded",
+    ),
+    *only_with(
+        Part.PREFILL_RUNNER,
+        members(
+            _PLATFORM,
+            scheduler(When.ONCE),
+            get_prefill_graph_runner_cls="which class replays steps with prompts",
+        ),
     ),
     *members(
         _PLATFORM,
@@ -93,12 +100,21 @@ PLATFORM_TARGETS = (
         scheduler(When.EVENT),
         get_mla_kv_pool_cls="which class keeps latents, for a model with latent attention",
         get_nsa_kv_pool_cls="which class keeps latents and index keys, for a model with sparse attention",
-        get_compile_backend="what compiles recorded steps, where they are compiled",
     ),
-    *members(
-        _PLATFORM,
-        scheduler(When.ONCE, When.CAPTURE),
-        get_graph_backends="the ways there are to record a step",
+    *only_with(
+        Part.GRAPH_RUNNER,
+        (
+            *members(
+                _PLATFORM,
+                scheduler(When.EVENT),
+                get_compile_backend="what compiles recorded steps, where they are compiled",
+            ),
+            *members(
+                _PLATFORM,
+                scheduler(When.ONCE, When.CAPTURE),
+                get_graph_backends="the ways there are to record a step",
+            ),
+        ),
     ),
     *members(
         "runtime.platforms.interface",
@@ -155,43 +171,48 @@ PLATFORM_TARGETS = (
         check_dtype="whether the device computes in the model's dtype",
         check_float64="whether it does in double precision, where that is declared",
     ),
-    *members(
-        _PROBE,
-        scheduler(When.EVENT),
-        check_graph_capture="whether the device can record, for a graph runner on a device that records",
-        check_compiler="whether the platform's compiler works, where steps are compiled",
-    ),
-    *members(
-        _GRAPHS,
-        scheduler(When.ONCE, When.CAPTURE),
-        resolve_graph_backend_cls="which way to record a step is taken",
-    ),
-    *members(
-        f"{_GRAPHS}.GraphBackend",
-        scheduler(When.CAPTURE),
-        capture_session="the context manager that a runner is made in, on a device that does not record",
-    ),
-    *members(
-        f"{_GRAPHS}.DeviceGraphBackend",
-        scheduler(When.EVENT),
-        capture_session="the context manager that all recordings of a runner are made in, on a device that records",
-        begin="the start of a recording",
-        end="the end of a recording, and what replays it",
-        abort="the end of a recording that failed",
-    ),
-    *members(
-        f"{_GRAPHS}.CudaGraphBackend",
-        scheduler(When.EVENT),
-        synchronize="the waits around recordings, of CUDA and HIP",
-        side_stream="the context manager of the stream that they record on",
-        new_graph="each graph that they record",
-    ),
-    *members(
-        f"{_GRAPHS}.AcceleratorGraphBackend",
-        scheduler(When.EVENT),
-        synchronize="the waits around recordings, of any accelerator",
-        side_stream="the context manager of the stream that it records on",
-        new_graph="each graph that it records",
+    *only_with(
+        Part.GRAPH_RUNNER,
+        (
+            *members(
+                _PROBE,
+                scheduler(When.EVENT),
+                check_graph_capture="whether the device can record, for a graph runner on a device that records",
+                check_compiler="whether the platform's compiler works, where steps are compiled",
+            ),
+            *members(
+                _GRAPHS,
+                scheduler(When.ONCE, When.CAPTURE),
+                resolve_graph_backend_cls="which way to record a step is taken",
+            ),
+            *members(
+                f"{_GRAPHS}.GraphBackend",
+                scheduler(When.CAPTURE),
+                capture_session="the context manager that a runner is made in, on a device that does not record",
+            ),
+            *members(
+                f"{_GRAPHS}.DeviceGraphBackend",
+                scheduler(When.EVENT),
+                capture_session="the context manager of all recordings of a runner, on a device that records",
+                begin="the start of a recording",
+                end="the end of a recording, and what replays it",
+                abort="the end of a recording that failed",
+            ),
+            *members(
+                f"{_GRAPHS}.CudaGraphBackend",
+                scheduler(When.EVENT),
+                synchronize="the waits around recordings, of CUDA and HIP",
+                side_stream="the context manager of the stream that they record on",
+                new_graph="each graph that they record",
+            ),
+            *members(
+                f"{_GRAPHS}.AcceleratorGraphBackend",
+                scheduler(When.EVENT),
+                synchronize="the waits around recordings, of any accelerator",
+                side_stream="the context manager of the stream that it records on",
+                new_graph="each graph that it records",
+            ),
+        ),
     ),
     *members(
         "runtime.platforms.report",

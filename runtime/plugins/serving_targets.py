@@ -109,7 +109,7 @@ SERVING_TARGETS = (
     ),
     *members(
         f"{_RUNNER}.ModelRunner",
-        scheduler(When.EVENT),
+        scheduler(When.EAGER),
         forward_eager="the logits of a step that no graph runner takes",
     ),
     *members(f"{_RUNNER}.ModelRunner", both(When.DEMAND), release="what a request gives back, for who runs a model"),

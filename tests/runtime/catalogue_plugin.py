@@ -1,7 +1,8 @@
 """A plugin that puts a hook on everything in the catalogue, and says how often each ran in every step.
 
 In the scheduler the counts are hookery's own, taken at the end of each step and around the making of each graph runner.
-They are written to the file that `CATALOGUE_TRACE` names when the scheduler's loop ends.
+They are written to the file that `CATALOGUE_TRACE` names when the scheduler's loop ends. The classes that
+`CATALOGUE_KEPT` names are not replaced.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from tests.runtime.catalogue_elsewhere import is_class
 TOGETHER = 4
 """Requests that start in one step, if each may get `TOGETHER_TOKENS`."""
 TOGETHER_TOKENS = 24
+REPLAYED_LENGTH = 16
+"""The longest sequence that decodes are recorded for, so that some are replayed and others are not."""
 ABORTED_TOKENS = 30
 """A request that may get so many gets no more than one until it has been aborted."""
 
@@ -93,6 +96,14 @@ def note_batch(scheduler: Any, batch: Any) -> None:
     )
 
 
+def note_runner(result: Any, *args: Any) -> None:
+    _batch["replayed"] = result is not None
+
+
+def short_lengths(result: list[int], *args: Any) -> list[int]:
+    return [REPLAYED_LENGTH]
+
+
 def hold(original_fn: Callable[..., None], scheduler: Any) -> None:
     """Receive until all that is to run together is there, and what is to be aborted has been."""
     original_fn(scheduler)
@@ -122,7 +133,7 @@ def around_loop(original_fn: Callable[..., None], scheduler: Any) -> None:
 replaced: dict[str, type] = {
     target.name: counted(target)
     for target in CATALOGUE
-    if is_class(target)
+    if is_class(target) and target.name.rpartition(".")[2] not in os.environ["CATALOGUE_KEPT"].split()
     if current_process().name == Role.SCHEDULER.value or target.name.startswith(MODULES_WITHOUT_TORCH)
 }
 globals().update({cls.__name__: cls for cls in replaced.values()})
@@ -138,5 +149,9 @@ for _target in CATALOGUE:
 _SCHEDULER = "runtime.managers.scheduler.Scheduler"
 hookery.registry.register(f"{_SCHEDULER}.step", around_step, HookType.AROUND, priority=1)
 hookery.registry.register(f"{_SCHEDULER}.run_batch", note_batch, HookType.BEFORE, priority=1)
+hookery.registry.register("runtime.model_executor.graph_runner.runner_for", note_runner, HookType.AFTER)
+hookery.registry.register(
+    "runtime.model_executor.cuda_graph_runner.CudaGraphRunner.choose_capture_lengths", short_lengths, HookType.AFTER
+)
 hookery.registry.register(f"{_SCHEDULER}.receive_messages", hold, HookType.AROUND, priority=1)
 hookery.registry.register(f"{_SCHEDULER}.event_loop", around_loop, HookType.AROUND, priority=-1)

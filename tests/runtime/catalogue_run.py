@@ -1,4 +1,5 @@
-"""An engine with `catalogue_plugin` in a process of its own: everything that a short run of it can reach.
+"""Engines with `catalogue_plugin`, each in a process of its own: everything that a short run can reach, with all graph
+runners, with one, and with none, as an engine is by default; with a prefix cache and without; with pages and without.
 
 The first requests run one by one, so that what belongs to a step or a request shows in the counts; see `REGULAR`.
 """
@@ -11,9 +12,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+from runtime.plugins.hook_target import Part
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,8 +36,55 @@ class Regular:
 
 
 REGULAR = (Regular("b" * 5, 6), Regular("c" * 5, 12), Regular("d" * 20, 6))
-"""The second is longer than the first, and the prompt of the third is run in two pieces; no other differs."""
+"""The second is longer than the first, and the prompt of the third is run in two pieces; no other differs.
 
+Where there are graph runners, they replay what the first runs, not the last decode of the second, which has become too
+long, and of the third nothing but the second piece of its prompt: the first piece is too large.
+"""
+
+_DECODES = {"decode_graph": "on", "decode_graph_sizes": (1, 2)}
+_PROMPTS = {"prefill_graph": "breakable", "prefill_graph_sizes": (1, 2, 4, 8)}
+_PLAIN = {"graph_backend": "plain"}
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """An engine.
+
+    Attributes:
+        arguments: what makes it one.
+        parts: what a catalogue may say that it takes, and this one has.
+        kept: classes that are not replaced, for it makes a subclass of them: hooks on what that inherits would go to
+            the replacement.
+    """
+
+    arguments: Mapping[str, Any]
+    parts: frozenset[Part]
+    kept: tuple[str, ...] = ()
+
+
+EVERY_RUNNER = "both graph runners and pages"
+NO_RUNNER = "no graph runner"
+ENGINES = MappingProxyType(
+    {
+        EVERY_RUNNER: EngineKind(
+            _DECODES | _PROMPTS | _PLAIN | {"page_size": 4},
+            frozenset(Part) - {Part.PIECEWISE_RUNNER, Part.SINGLE_SLOTS},
+            kept=("TokenToKVPoolAllocator",),
+        ),
+        "a decode graph runner and no prefix cache": EngineKind(
+            _DECODES | _PLAIN | {"disable_radix_cache": True},
+            frozenset({Part.GRAPH_RUNNER, Part.DECODE_RUNNER, Part.SINGLE_SLOTS}),
+        ),
+        "a prefill graph runner and no prefix cache": EngineKind(
+            _PROMPTS | _PLAIN | {"disable_radix_cache": True},
+            frozenset({Part.GRAPH_RUNNER, Part.PREFILL_RUNNER, Part.BREAKABLE_RUNNER, Part.SINGLE_SLOTS}),
+        ),
+        NO_RUNNER: EngineKind({}, frozenset({Part.PREFIX_CACHE, Part.SINGLE_SLOTS})),
+    }
+)
+"""The last is an engine as it is by default. No part is there in just those that have another, so that what runs tells
+which it takes."""
 
 OTHERS, ASKED = -3, -2
 """Where, of what ran in the main process, the other requests are, and the questions about the engine."""
@@ -44,12 +96,19 @@ class Run:
 
     Attributes:
         scheduler: in order: "start", "capture" of each graph runner, and each "step", with what ran in it how often.
+        engine: which of `ENGINES` it was.
         main: what ran until the engine was there, for the request that fills caches, for each of `REGULAR`, for all the
             rest, for what asks about the engine, and for the end.
     """
 
+    engine: str
     scheduler: list[dict[str, Any]]
     main: list[dict[str, int]]
+
+    @property
+    def parts(self) -> frozenset[Part]:
+        """What the engine has."""
+        return ENGINES[self.engine].parts
 
     @property
     def steps(self) -> list[list[dict[str, Any]]]:
@@ -61,12 +120,12 @@ class Run:
         return list(found.values())[1 : 1 + len(REGULAR)]  # the first one fills caches
 
 
-def run(model: Path) -> Run:
-    """Run the engine on the CPU, with graph runners, chunks, a shortage, an abort and draws."""
+def run(model: Path, engine: str) -> Run:
+    """Run one of `ENGINES` on the CPU, with chunks, a shortage, an abort and draws."""
     with tempfile.TemporaryDirectory() as directory:
         trace = Path(directory) / "trace.json"
         done = subprocess.run(
-            [sys.executable, "-m", "tests.runtime.catalogue_run", str(model)],
+            [sys.executable, "-m", "tests.runtime.catalogue_run", str(model), engine],
             capture_output=True,
             text=True,
             timeout=200,
@@ -77,10 +136,11 @@ def run(model: Path) -> Run:
                 "PYTHONPATH": str(ROOT),
                 "RUNTIME_PLATFORM": "cpu",
                 "CATALOGUE_TRACE": str(trace),
+                "CATALOGUE_KEPT": " ".join(ENGINES[engine].kept),
             },
         )
         assert done.returncode == 0, done.stderr
-        return Run(json.loads(trace.read_text()), json.loads(done.stdout))
+        return Run(engine, json.loads(trace.read_text()), json.loads(done.stdout))
 
 
 def main() -> None:
@@ -105,12 +165,8 @@ def main() -> None:
         context_length=64,
         chunked_prefill_size=CHUNK,
         max_running_requests=8,
-        decode_graph="on",
-        prefill_graph="breakable",
-        graph_backend="plain",
-        decode_graph_sizes=(1, 2),
-        prefill_graph_sizes=(1, 2, 4, 8, 16),
         random_seed=1,
+        **ENGINES[sys.argv[2]].arguments,
     ) as engine:
         counts.append(plugin.calls())
         engine.generate("a" * 5, sampling_params=params(3))

@@ -1,12 +1,13 @@
 """The catalogue of hook targets tells the truth: everything in it exists and runs where and when it says, and no seam
 is missing from it.
 
-What one run of an engine does not reach has tests of its own, in `test_hook_catalogue_elsewhere`.
+What no run of `catalogue_run` reaches has tests of its own, in `test_hook_catalogue_elsewhere`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import inspect
 import json
 import os
@@ -29,49 +30,122 @@ from runtime.platforms.interface import SRTPlatform
 from runtime.platforms.multi_platform import MultiPlatformOp
 from runtime.plugins import catalogue
 from runtime.plugins.catalogue import CATALOGUE
-from runtime.plugins.hook_target import HookTarget, Role, When
+from runtime.plugins.hook_target import HookTarget, Part, Role, When, only_with
 from tests.runtime import catalogue_check, catalogue_run
+from tests.runtime.catalogue_check import Steps
 from tests.runtime.catalogue_elsewhere import ELSEWHERE
-from tests.runtime.catalogue_run import ASKED, LAYERS, REGULAR, Run
+from tests.runtime.catalogue_run import ASKED, ENGINES, EVERY_RUNNER, LAYERS, NO_RUNNER, REGULAR, Run
 from tests.runtime.checkpoints import make_llama_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = frozenset(target.name for target in CATALOGUE)
 BY_TEST = frozenset().union(*ELSEWHERE.values())
+PROMPTS = {Steps.REPLAYED_PROMPTS, Steps.OTHER_PROMPTS}
+DECODES = {Steps.REPLAYED_DECODES, Steps.OTHER_DECODES}
 
 
-def test_every_hook_runs_in_the_processes_and_at_the_moments_that_the_catalogue_says(tmp_path: Path) -> None:
-    """One engine with a hook on every target; one test, so that it runs once however tests are spread."""
-    model = make_llama_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=32, intermediate_size=32)
-    run = catalogue_run.run(model)
-    assert catalogue_check.faults(run, CATALOGUE) == []
-    reached = catalogue_check.reached(run, CATALOGUE)
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
+    """A function from one of `ENGINES` to what it ran with a hook on every target: once for all processes of a test
+    run, however tests are spread."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def of(engine: str) -> Run:
+        finished = shared / f"catalogue-{engine}.json"
+        with open(finished.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not finished.exists():
+                directory = tmp_path_factory.mktemp("model")
+                model = make_llama_checkpoint(directory, num_hidden_layers=LAYERS, hidden_size=32, intermediate_size=32)
+                finished.write_text(json.dumps(dataclasses.asdict(catalogue_run.run(model, engine))))
+        return Run(**json.loads(finished.read_text()))
+
+    return of
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_hook_runs_in_the_processes_and_at_the_moments_that_the_catalogue_says(
+    engine: str, run: Callable[[str], Run]
+) -> None:
+    assert catalogue_check.faults(run(engine), CATALOGUE) == []
+
+
+def test_every_target_is_reached(run: Callable[[str], Run]) -> None:
+    runs = [run(engine) for engine in ENGINES]
+    reached = set().union(*(catalogue_check.reached(each, CATALOGUE) for each in runs))
     questions = ELSEWHERE["the questions about an engine"]
-    assert questions - run.main[ASKED].keys() == set()
+    assert [each.engine for each in runs if questions - each.main[ASKED].keys()] == []
     assert NAMES - reached - BY_TEST == set(), "no test reaches these"
-    assert reached & BY_TEST == set(), "the run reaches these: they need no test of their own"
-    # A catalogue that said anything else of what was reached would not have passed.
+    assert reached & BY_TEST == set(), "a run reaches these: they need no test of their own"
+
+
+def test_a_catalogue_that_said_anything_else_of_what_was_reached_would_not_pass(run: Callable[[str], Run]) -> None:
+    runs = [run(engine) for engine in ENGINES]
+    assert catalogue_check.kinds_of(run(EVERY_RUNNER)) == {*Steps}
+    reached = set().union(*(catalogue_check.reached(each, CATALOGUE) for each in runs))
     unnoticed = [
-        f"{wrong.name}: {wrong.moments}"
+        f"{wrong.name}: {wrong.moments}, only with {wrong.needs or 'nothing'}"
         for target in CATALOGUE
         if target.name in reached
-        for wrong in wrong_claims(target)
-        if not catalogue_check.faults(run, [wrong])
+        for wrong in (*wrong_claims(target), *wrong_parts(target))
+        if not any(catalogue_check.faults(each, [wrong]) for each in runs)
     ]
     assert unnoticed == []
 
 
 def wrong_claims(target: HookTarget) -> Iterator[HookTarget]:
-    """The target with another moment, another process, a process more, and a process less."""
+    """The target with another moment, a moment less, another process, a process more, and a process less."""
+    part = target.always_with
+
+    def at(runs: dict[Role, frozenset[When]]) -> HookTarget:
+        moments = frozenset().union(*runs.values())
+        parts = {when: part or target.only_with.get(when) for when in moments}
+        return dataclasses.replace(target, runs=runs, only_with={when: p for when, p in parts.items() if p})
+
     for role, moments in target.runs.items():
         for when in set(When) - moments:
-            yield dataclasses.replace(target, runs={**target.runs, role: frozenset({when})})
-        yield dataclasses.replace(target, runs={other: m for other, m in target.runs.items() if other is not role})
+            yield at({**target.runs, role: frozenset({when})})
+        if len(moments) > 1:
+            for when in moments - {When.EVENT}:  # what comes up need not
+                yield at({**target.runs, role: moments - {when}})
+        yield at({other: m for other, m in target.runs.items() if other is not role})
     for other in set(Role) - target.runs.keys():
         moments = next(iter(target.runs.values()))
-        if moments != {When.EVENT}:  # what comes up need not
-            yield dataclasses.replace(target, runs={other: moments})
-            yield dataclasses.replace(target, runs={**target.runs, other: moments})
+        if moments != {When.EVENT}:
+            yield at({other: moments})
+            yield at({**target.runs, other: moments})
+
+
+def wrong_parts(target: HookTarget) -> Iterator[HookTarget]:
+    """The target said to need another part, for all its moments and for each of them."""
+    moments = frozenset().union(*target.runs.values())
+    if moments == {When.EVENT} and target.only_with:
+        return  # what comes up need not, whatever the engine has
+    for part in (None, *Part):
+        for parts in (
+            dict.fromkeys(moments, part),
+            *({**target.only_with, when: part} for when in moments - {When.EVENT}),
+        ):
+            wrong = dataclasses.replace(target, only_with={when: p for when, p in parts.items() if p is not None})
+            if needed(wrong) != needed(target):
+                yield wrong
+
+
+def needed(target: HookTarget) -> dict[When, Part | None]:
+    """What each moment takes: the same of two targets whose claims say the same of these engines."""
+    moments = frozenset().union(*target.runs.values())
+    parts = {when: target.only_with.get(when) for when in moments}
+    for when in moments:
+        if parts[when] is Part.BREAKABLE_RUNNER:
+            parts[when] = Part.PREFILL_RUNNER  # they have no other
+        if when in (When.CAPTURE, When.REPLAY) and parts[when] is None and target.always_with is None:
+            parts[when] = Part.GRAPH_RUNNER
+        if when is When.PROMPT and When.EAGER in moments and parts[When.EAGER] is None:
+            # A step with a prompt is eager where nothing replays it.
+            parts[when] = None if parts[when] in (Part.GRAPH_RUNNER, Part.PREFILL_RUNNER) else parts[when]
+    return parts
 
 
 def test_every_test_that_is_said_to_reach_something_is_there() -> None:
@@ -84,7 +158,9 @@ class TestTheCheck:
     """What the counts of a run are taken for."""
 
     @staticmethod
-    def run_of(counts: Callable[[dict[str, Any]], int], start: int = 0, capture: int = 0) -> Run:
+    def run_of(
+        counts: Callable[[dict[str, Any]], int], start: int = 0, capture: int = 0, engine: str = EVERY_RUNNER
+    ) -> Run:
         """A run in whose steps, start and capture something ran so many times."""
         windows: list[dict[str, Any]] = [{"kind": "start", "ran": {"x": start} if start else {}}]
         windows.append({"kind": "capture", "ran": {"x": capture} if capture else {}})
@@ -95,30 +171,36 @@ class TestTheCheck:
                     "kind": "step",
                     "requests": [f"request-{number}"],
                     "prompt": step < pieces,
+                    "replayed": number != 3 and engine == EVERY_RUNNER,
                     "tokens": int(step >= pieces - 1),
                     "first": step == 0,
                     "number": number,
                 }
                 count = counts(window)
                 windows.append({**window, "ran": {"x": count} if count else {}})
-        return Run(windows, [{} for _ in range(8)])
+        return Run(engine, windows, [{} for _ in range(8)])
 
     @pytest.mark.parametrize(
-        ("counts", "moment"),
+        ("counts", "moments"),
         [
-            (lambda step: 1, When.STEP),
-            (lambda step: 3 * step["tokens"], When.STEP),
-            (lambda step: 2 * LAYERS, When.LAYER),
-            (lambda step: int(step["prompt"]), When.PROMPT),
-            (lambda step: LAYERS * step["prompt"], When.PROMPT),
-            (lambda step: int(not step["prompt"]), When.DECODE),
-            (lambda step: int(step["first"]), When.REQUEST),
-            (lambda step: int(step["number"] == 2 and step["first"]), When.EVENT),
-            (lambda step: int(step["number"] == 0), When.EVENT),
+            (lambda step: 1, {When.STEP}),
+            (lambda step: 3 * step["tokens"], {When.STEP}),
+            (lambda step: 2 * LAYERS, {When.LAYER}),
+            (lambda step: int(step["prompt"]), PROMPTS),
+            (lambda step: LAYERS * step["prompt"], PROMPTS),
+            (lambda step: int(not step["prompt"]), DECODES),
+            (lambda step: int(step["replayed"]), {Steps.REPLAYED_PROMPTS, Steps.REPLAYED_DECODES}),
+            (lambda step: int(step["prompt"] or not step["replayed"]), PROMPTS | {Steps.OTHER_DECODES}),
+            (lambda step: int(step["prompt"] and step["replayed"]), {Steps.REPLAYED_PROMPTS}),
+            (lambda step: int(step["first"]), {When.REQUEST}),
+            (lambda step: int(step["number"] == 2 and step["first"]), {When.EVENT}),
+            (lambda step: int(step["number"] == 0), {When.EVENT}),
         ],
     )
-    def test_moments_are_told_by_counting(self, counts: Callable[[dict[str, Any]], int], moment: When) -> None:
-        assert catalogue_check.observed(self.run_of(counts), "x") == {Role.SCHEDULER: frozenset({moment})}
+    def test_moments_are_told_by_counting(
+        self, counts: Callable[[dict[str, Any]], int], moments: set[When | Steps]
+    ) -> None:
+        assert catalogue_check.observed(self.run_of(counts), "x") == {Role.SCHEDULER: moments}
 
     def test_the_start_and_the_capture_are_moments(self) -> None:
         run = self.run_of(lambda step: 0, start=2, capture=1)
@@ -132,13 +214,38 @@ class TestTheCheck:
         run.main[2:5] = [{"x": count} if count else {} for count in counts]
         assert catalogue_check.observed(run, "x") == {Role.MAIN: frozenset({moment})}
 
+    def test_what_only_an_engine_with_a_graph_runner_runs_is_a_fault_unless_that_is_said(self) -> None:
+        target = HookTarget("x", "", {Role.SCHEDULER: frozenset({When.REPLAY})})
+        with_all, with_none = (
+            self.run_of(lambda step: int(step["replayed"])),
+            self.run_of(lambda step: 0, engine=NO_RUNNER),
+        )
+        assert catalogue_check.faults(with_all, [target]) == []
+        assert catalogue_check.faults(with_none, [target]) == [
+            "x: the catalogue does not say that an engine with no graph runner never runs it"
+        ]
+        (of_all,) = only_with(Part.GRAPH_RUNNER, [target])
+        assert catalogue_check.faults(with_all, [of_all]) == catalogue_check.faults(with_none, [of_all]) == []
+        (of_decodes,) = only_with(Part.DECODE_RUNNER, [target])
+        assert catalogue_check.faults(with_all, [of_decodes]) == [
+            "x in scheduler of an engine with both graph runners and pages: the catalogue says replayed decodes, it ran"
+            " replayed decodes, replayed prompts"
+        ]
+
+    def test_what_is_said_to_need_a_graph_runner_is_a_fault_if_it_runs_without(self) -> None:
+        (target,) = only_with(Part.GRAPH_RUNNER, [HookTarget("x", "", {Role.SCHEDULER: frozenset({When.STEP})})])
+        assert catalogue_check.faults(self.run_of(lambda step: 1), [target]) == []
+        assert catalogue_check.faults(self.run_of(lambda step: 1, engine=NO_RUNNER), [target]) == [
+            "x in scheduler of an engine with no graph runner: the catalogue says never, it ran step"
+        ]
+
     def test_what_never_ran_is_a_fault_unless_it_comes_up_or_is_asked_for(self) -> None:
         run = self.run_of(lambda step: 0)
         for when in When:
             target = HookTarget("x", "", {Role.SCHEDULER: frozenset({when})})
             assert bool(catalogue_check.faults(run, [target])) == (when not in (When.EVENT, When.DEMAND))
         (fault,) = catalogue_check.faults(run, [HookTarget("x", "", {Role.MAIN: frozenset({When.ONCE})})])
-        assert fault == "x in main: the catalogue says once, it ran never"
+        assert fault == f"x in main of an engine with {run.engine}: the catalogue says once, it ran never"
 
 
 MODULES = (
@@ -306,6 +413,7 @@ class TestEntries:
         assert len(NAMES) == len(CATALOGUE)
         assert [t.name for t in CATALOGUE if not t.purpose or not t.runs or not t.area] == []
         assert [t.name for t in CATALOGUE if not all(t.runs.values())] == []
+        assert [t.name for t in CATALOGUE if not t.only_with.keys() <= frozenset().union(*t.runs.values())] == []
 
     def test_each_exists_and_its_signature_is_the_code_s(self) -> None:
         described = {each.target.name: each for each in catalogue.describe(CATALOGUE)}
@@ -332,7 +440,7 @@ class TestTheCommand:
     def test_it_lists_every_target_with_what_is_known_of_it(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["hooks"]) == 0
         head, _, *lines = capsys.readouterr().out.splitlines()
-        assert head.split()[:4] == ["target", "process", "when", "purpose"]
+        assert head.split()[:6] == ["target", "process", "when", "only", "with", "purpose"]
         rows, notes = lines[: len(CATALOGUE)], lines[len(CATALOGUE) :]
         assert [row.split()[0] for row in rows] == [target.name for target in CATALOGUE]
         assert notes[0].startswith(f"{len(CATALOGUE)} targets; ")
@@ -367,6 +475,49 @@ class TestTheCommand:
             "  (self, device_id: int | None = None) -> str",
         ]
 
+    def test_what_takes_a_graph_runner_says_which(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["hooks", "TorchAttentionBackend.init_replay"]) == 0
+        head, _, row, *notes = capsys.readouterr().out.splitlines()
+        assert "only with" in head
+        assert "capture, replay  a decode graph runner  what all layers" in row
+        assert notes[1] == (
+            "only with: an engine without it never runs the target, or never at the moment that is named; with a graph"
+            " runner, capture and replay are that runner's"
+        )
+        assert cli.main(["hooks", "io_struct"]) == 0
+        assert "only with" not in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("target", "said", "line"),
+        [
+            (
+                "build_fixed",
+                {"capture": "a decode graph runner", "replay": "a decode graph runner"},
+                "only with a decode graph runner",
+            ),
+            (
+                "init_forward_metadata",
+                {"capture": "a prefill graph runner"},
+                "capture only with a prefill graph runner",
+            ),
+            (
+                "find_capture_size",
+                {"prompt": "a prefill graph runner", "decode": "a decode graph runner"},
+                "prompt only with a prefill graph runner; decode only with a decode graph runner",
+            ),
+            ("last_hidden_states", {}, None),
+        ],
+    )
+    def test_each_moment_may_take_its_own(
+        self, target: str, said: dict[str, str], line: str | None, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main(["hooks", target, "--json"]) == 0
+        (described,) = json.loads(capsys.readouterr().out)["targets"]
+        assert described["only_with"] == said
+        assert said.keys() <= {*described["runs"]["scheduler"]}
+        assert cli.main(["hooks", target, "--long"]) == 0
+        assert capsys.readouterr().out.splitlines()[3:-1] == [f"  {line}"] * (line is not None)
+
     def test_the_readme_shows_what_it_prints(self, capsys: pytest.CaptureFixture[str]) -> None:
         readme = (ROOT / "README.md").read_text()
         shown = re.findall(r"^\$ python -m runtime hooks (.*)\n((?:(?![$`]).+\n)+)", readme, flags=re.MULTILINE)
@@ -379,7 +530,7 @@ class TestTheCommand:
         with pytest.raises(SystemExit):
             cli.main(["hooks", "--help"])
         printed = capsys.readouterr().out
-        assert all(when.meaning in printed for when in When)
+        assert all(each.value in printed and each.meaning in printed for each in (*When, *Part))
         assert "platform, memory, graphs, model, serving" in printed
 
     def test_finding_nothing_is_told(self, capsys: pytest.CaptureFixture[str]) -> None:

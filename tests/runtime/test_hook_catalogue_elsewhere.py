@@ -1,6 +1,6 @@
-"""Hooks on what one run of an engine does not reach run too: each test here makes happen what it takes.
+"""Hooks on what no run of `catalogue_run` reaches run too: each test here makes happen what it takes.
 
-Together with that run these are all of the catalogue, see `test_hook_catalogue`.
+Together with those runs these are all of the catalogue, see `test_hook_catalogue`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from runtime.platforms.graph_backend import AcceleratorGraphBackend, CudaGraphBa
 from runtime.platforms.multi_platform import MultiPlatformOp
 from runtime.plugins import recorded_hooks
 from runtime.plugins.catalogue import CATALOGUE
-from runtime.plugins.hook_target import Role, When
+from runtime.plugins.hook_target import Part, Role, When
 from tests.runtime import test_graph_backends
 from tests.runtime.catalogue_elsewhere import ELSEWHERE, is_class
 from tests.runtime.tape_backend import TapeGraphBackend
@@ -48,6 +48,8 @@ CPU = torch.device("cpu")
 PLATFORM = "runtime.platforms.current_platform"
 
 made: Counter[str] = Counter()
+had: list[set[Part]] = []
+"""What each model runner that a test has made has of the parts that a target may take."""
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +57,7 @@ def surroundings(mocker: MockerFixture) -> Iterator[None]:
     mocker.patch.object(hookery.registry, "counting", True)
     input_buffers.forget_shared_buffers()
     made.clear()
+    had.clear()
     yield
     hookery.registry.reset()
     input_buffers.forget_shared_buffers()
@@ -103,7 +106,8 @@ def ran() -> set[str]:
 
 @pytest.fixture
 def all_run() -> Iterator[Callable[[str], None]]:
-    """A function that hooks what a test of `ELSEWHERE` is to reach; when the test has ended, all of it has run."""
+    """A function that hooks what a test of `ELSEWHERE` is to reach; when the test has ended, all of it has run, and
+    nothing without the part that it is said to take."""
     wanted: set[str] = set()
     recorded_hooks._steps.clear()  # the steps of tests before
 
@@ -114,6 +118,24 @@ def all_run() -> Iterator[Callable[[str], None]]:
     yield begin
     assert wanted
     assert wanted - ran() == set()
+    needed = {target.name: {*target.only_with.values()} for target in CATALOGUE if target.name in wanted}
+    assert {name for name in needed if had and needed[name] - set().union(*had)} == set()
+
+
+def parts_of(runner: model_runner.ModelRunner) -> set[Part]:
+    """What an engine with this model runner has."""
+    args = runner.server_args
+    parts = {Part.SINGLE_SLOTS if runner.page_size == 1 else Part.PAGES}
+    if runner.prefix_cache is not None:
+        parts.add(Part.PREFIX_CACHE)
+    if runner.graph_runners:
+        parts.add(Part.GRAPH_RUNNER)
+    if args.decode_graph == "on":
+        parts.add(Part.DECODE_RUNNER)
+    if args.prefill_graph is not None:
+        compiled = args.prefill_graph == "piecewise"
+        parts |= {Part.PREFILL_RUNNER, Part.PIECEWISE_RUNNER if compiled else Part.BREAKABLE_RUNNER}
+    return parts
 
 
 def make_runner(model: Path, **args: Any) -> model_runner.ModelRunner:
@@ -123,7 +145,9 @@ def make_runner(model: Path, **args: Any) -> model_runner.ModelRunner:
         "max_running_requests": 4,
         "dtype": "float32",
     } | args
-    return model_runner.ModelRunner(ServerArgs(str(model), **args))
+    runner = model_runner.ModelRunner(ServerArgs(str(model), **args))
+    had.append(parts_of(runner))
+    return runner
 
 
 def run(runner: model_runner.ModelRunner, length: int = 8) -> None:
@@ -244,7 +268,7 @@ def test_recorded_prompts_and_decodes(all_run: Any, llama_checkpoint: Path, monk
     assert grown & recorded == NOT_IN_RECORDED_PROMPTS, "a replay runs no hook in what was recorded"
     moments = {t.name: t.runs.get(Role.SCHEDULER, frozenset()) for t in CATALOGUE if t.area == "graphs"}
     once = {name for name, when in moments.items() if when == {When.CAPTURE} and name in at_capture}
-    again = {name for name, when in moments.items() if when & {When.STEP, When.PROMPT, When.DECODE}}
+    again = {name for name, when in moments.items() if when & {When.STEP, When.PROMPT, When.DECODE, When.REPLAY}}
     assert {name for name in once if not at_capture[name]} == set()
     assert once & grown == set()
     assert again - recorded - grown == set()
@@ -268,11 +292,23 @@ def calls() -> dict[str, int]:
     return {record.target: record.calls or 0 for record in hookery.applied_hooks() if record.hook.endswith(":passing")}
 
 
-def test_compiled_prompts(all_run: Any, llama_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_prompts(
+    all_run: Any, llama_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, mocker: MockerFixture
+) -> None:
+    """What a prefill graph runner runs a compiling one runs too, for it inherits from the other."""
     monkeypatch.setenv(GRAPH_CHECK_ENV, "1")
     torch.compiler.reset()
     hookery.registry.register(f"{PLATFORM}.get_graph_backends", tape_first, HookType.AFTER)
     hookery.registry.register(f"{PLATFORM}.get_compile_backend", without_compiler, HookType.AFTER)
+    of_prompts = {
+        target.name
+        for target in CATALOGUE
+        if Part.PREFILL_RUNNER in target.only_with.values() and When.EVENT not in target.runs[Role.SCHEDULER]
+    }
+    of_breakable = {target.name for target in CATALOGUE if Part.BREAKABLE_RUNNER in target.only_with.values()}
+    hook(of_prompts)
+    for name in of_breakable:
+        mocker.patch(name, None)  # whoever makes one of these fails
     all_run("prompts are compiled")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", recorded_hooks.RecordedHookWarning)
@@ -280,16 +316,18 @@ def test_compiled_prompts(all_run: Any, llama_checkpoint: Path, monkeypatch: pyt
     assert warned_about(seen) == said_to_be_recorded() & ran()
     at_capture = calls()
     run(runner)
+    assert of_prompts - ran() == set()
     at_replay = calls()
-    grew = {name.rpartition(".")[2] for name in at_replay if at_replay[name] > at_capture[name]}
+    grown = {name for name in at_replay.keys() - of_prompts if at_replay[name] > at_capture[name]}
+    grew = {name.rpartition(".")[2] for name in grown}
     assert grew == {
         *("can_run", "key_for", "fill", "build_replay_fb_view", "init_replay_metadata", "replay", "logits_of"),
         *("addresses", "check_addresses"),
     }
 
 
-def test_pages(all_run: Any, llama_checkpoint: Path) -> None:
-    all_run("pages")
+def test_checked_pages(all_run: Any, llama_checkpoint: Path) -> None:
+    all_run("pages are checked")
     runner = make_runner(llama_checkpoint, page_size=4)
     run(runner)
     runner.batch_builder.check_integrity([])
