@@ -160,6 +160,7 @@ MODULES = (
 """Every public function of these is in the catalogue."""
 
 NO_SEAMS_OF_PLATFORMS = {
+    "runtime.platforms.answers": "look at what a platform's methods return: hook these",
     "runtime.platforms.host_memory": "what the CPU's device operations read: hook these",
     "runtime.platforms.host_threads": "run before plugins are loaded, or around the start of another process",
 }
