@@ -27,7 +27,7 @@ from runtime.model_executor import (
 )
 from runtime.model_executor.batch_builder import BatchBuilder
 from runtime.model_executor.graph_runner import GraphRunner
-from runtime.platforms import answers, probe
+from runtime.platforms import answers, probe, unused_forwards
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +106,7 @@ class ModelRunner:
         self.vocab_size = self.model_config.vocab_size
         self.model, _ = loader.load_model(self.server_args.model, self.dtype, self.device)
         platform.post_load_model(self.model)
+        unused_forwards.warn()  # whatever registers forwards has run by now, and no operation has
         self.max_total_tokens = pool_selection.num_kv_slots(
             self.kv_pool_cls,
             dtype=self.kv_cache_dtype,

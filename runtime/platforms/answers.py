@@ -57,11 +57,11 @@ def check_all() -> None:
         ConfigError: a method returned something else than it has to.
     """
     get_dispatch_key()
-    get_available_memory()
     for method in ("get_device_total_memory", "get_current_memory_usage"):
         size = getattr(platforms.current_platform, method)()
         if not _is_size(size):
             raise _wrong(method, "a size in bytes", size)
+    get_available_memory()
 
 
 def _is_size(value: object) -> bool:

@@ -73,7 +73,8 @@ class MultiPlatformOp:
 
         Args:
             forward: a function of the instance and the parameters of `forward_native`; it becomes `forward_<key>`.
-            key: the platform's dispatch key.
+            key: the platform's dispatch key. One of another platform is welcome, and does not run on this one; for what
+                looks like a mistake there is a warning when a model is loaded, see `unused_forwards`.
 
         Raises:
             ConfigError: `forward` is no function or does not take the calls `forward_native` takes, the key is an
