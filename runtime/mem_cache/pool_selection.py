@@ -6,7 +6,7 @@ and `allocator` are looked up in their modules at each call, so that a REPLACE h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -14,26 +14,33 @@ from runtime import platforms
 from runtime.core.errors import ConfigError, PlatformError
 from runtime.mem_cache import allocator, memory_pool
 from runtime.mem_cache.memory_pool import AttentionKind, KVCache
+from runtime.platforms import answers
 
 MEMORY_FRACTION = 0.8
 """Part of the memory left after loading that the KV pool may take; the rest is for activations."""
 
 
-def resolve_kv_pool_cls(kind: AttentionKind | str) -> type[KVCache]:
+def resolve_kv_pool_cls(kind: AttentionKind | str, kv_pool_args: Iterable[str] | None = None) -> type[KVCache]:
     """The pool class for a kind of attention: the current platform's or, if it brings none, the in-tree one.
 
     Args:
         kind: "mha", "mla" or "nsa", or the `AttentionKind`.
+        kv_pool_args: names of the model's sizes; None where no pool is to be made.
 
     Raises:
-        WrongClassError: the platform's class is no subclass of the in-tree one.
+        WrongClassError: the platform's class is no subclass of the in-tree one, is abstract, or is not made with the
+            arguments of `create_kv_pool`; or what a hook has put in the in-tree one's place is not.
         ConfigError: the platform's class cannot be imported.
         ValueError: there is no such kind.
     """
     chosen, in_tree = _choices(AttentionKind(kind))
+    keywords = () if kv_pool_args is None else ("size", "page_size", "dtype", "device", *kv_pool_args)
+    arguments = None if kv_pool_args is None else ()
     if chosen is None:
-        return in_tree
-    return platforms.resolve_class(chosen, in_tree, f"KV pool from get_{AttentionKind(kind).value}_kv_pool_cls")
+        base: type[KVCache] = KVCache  # type: ignore[type-abstract]
+        return platforms.resolve_class(in_tree, base, f"KV pool of {memory_pool.__name__}", arguments, keywords)
+    what = f"KV pool from get_{AttentionKind(kind).value}_kv_pool_cls"
+    return platforms.resolve_class(chosen, in_tree, what, arguments, keywords)
 
 
 def _choices(kind: AttentionKind) -> tuple[platforms.ClassRef, type[KVCache]]:
@@ -124,7 +131,7 @@ def num_kv_slots(
     # Loading leaves buffers behind that are free once it has finished.
     platforms.current_platform.synchronize()
     platforms.current_platform.empty_cache()
-    free, _ = platforms.current_platform.get_available_memory()
+    free, _ = answers.get_available_memory()
     pages = int(free * MEMORY_FRACTION) // (bytes_per_token * page_size) - 1  # one is the sink
     asked_pages = -(-useful // page_size) if asked is None else asked // page_size
     if asked is not None and asked_pages > pages:
@@ -161,14 +168,18 @@ def resolve_allocator_cls(page_size: int) -> type[allocator.TokenToKVPoolAllocat
     """The allocator class for pages of a size: the current platform's or, if it brings none, the in-tree one.
 
     Raises:
-        WrongClassError: the platform's class is no subclass of the in-tree one for this page size.
+        WrongClassError: the platform's class is no subclass of the in-tree one for this page size, is abstract, or is
+            not made with the arguments of `create_allocator`; or what a hook has put in the in-tree one's place is not.
         ConfigError: the platform's class cannot be imported.
     """
     in_tree = allocator.TokenToKVPoolAllocator if page_size == 1 else allocator.PagedTokenToKVPoolAllocator
     chosen = platforms.current_platform.get_paged_allocator_cls()
+    what = f"allocator of {page_size}-slot pages"
     if chosen is None:
-        return in_tree
-    return platforms.resolve_class(chosen, in_tree, f"allocator of {page_size}-slot pages from get_paged_allocator_cls")
+        chosen, what = in_tree, f"{what} of {allocator.__name__}"
+    else:
+        what = f"{what} from get_paged_allocator_cls"
+    return platforms.resolve_class(chosen, in_tree, what, (), ("size", "page_size", "device"))
 
 
 def create_allocator(*, size: int, page_size: int, device: torch.device) -> allocator.TokenToKVPoolAllocator:

@@ -180,9 +180,13 @@ def require_gathered_buffer(
 
 
 def check_parallel_sizes(
-    tp_size: int, dp_size: int, enable_dp_attention: bool, moe_dense_tp_size: int | None = None
+    tp_size: int,
+    dp_size: int,
+    enable_dp_attention: bool,
+    moe_dense_tp_size: int | None = None,
+    attn_cp_size: int = 1,
 ) -> None:
-    """Raise unless the sizes fit each other.
+    """Raise unless the sizes fit each other. Arguments as `ParallelSizes` has them.
 
     Raises:
         ConfigError: a size is no positive integer, or does not divide what it splits.
@@ -198,6 +202,13 @@ def check_parallel_sizes(
         _check_positive("moe_dense_tp_size", moe_dense_tp_size)
         if tp_size % moe_dense_tp_size:
             raise ConfigError(f"moe_dense_tp_size={moe_dense_tp_size} is not valid: it must divide tp_size={tp_size}")
+    _check_positive("attn_cp_size", attn_cp_size)
+    group = tp_size // dp_size if enable_dp_attention else tp_size
+    if group % attn_cp_size:
+        raise ConfigError(
+            f"attn_cp_size={attn_cp_size} is not valid: it must divide the {group} ranks that share the attention of a"
+            " batch"
+        )
 
 
 @dataclass(frozen=True)
@@ -210,6 +221,9 @@ class ParallelSizes:
         attn_cp_size: ranks of context parallelism, among those that share the attention of a batch.
         attn_tp_rank: this rank among those that rows are scattered over.
         num_micro_batches: parts that a step is cut into first.
+
+    Raises:
+        ConfigError: the sizes do not fit each other.
     """
 
     tp_size: int = 1
@@ -221,6 +235,11 @@ class ParallelSizes:
     attn_cp_size: int = 1
     attn_tp_rank: int = 0
     num_micro_batches: int = 1
+
+    def __post_init__(self) -> None:
+        check_parallel_sizes(
+            self.tp_size, self.dp_size, self.enable_dp_attention, self.moe_dense_tp_size, self.attn_cp_size
+        )
 
     @property
     def attn_tp_size(self) -> int:

@@ -8,7 +8,8 @@ Runners that overlap would need pools of their own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -44,10 +45,10 @@ def share_input_buffer(name: str, buffer: torch.Tensor) -> torch.Tensor:
         buffer: a tensor whose elements lie densely.
 
     Raises:
-        ValueError: there are gaps between its elements, or several of them are one (an expanded tensor).
+        ValueError: there are gaps between its elements, or several of them are one (an expanded tensor); or its memory
+            is another buffer's already, of another name or size.
     """
-    _check_dense(name, buffer)
-    first = _pool.setdefault(BufferKey(name, buffer.numel(), buffer.dtype, buffer.device), buffer)
+    first = _pool.setdefault(_checked_key(name, buffer), buffer)
     return buffer if first is buffer else first.as_strided(buffer.shape, buffer.stride())
 
 
@@ -63,13 +64,15 @@ def share_input_buffers_in(obj: Any) -> None:
 
     Raises:
         TypeError: a tensor cannot be replaced where it is (a frozen dataclass, a tuple); nothing is then replaced.
-        ValueError: as `share_input_buffer`; nothing is then replaced.
+        ValueError: as `share_input_buffer`; two tensors have one name, or memory in common, such as a tensor and a part
+            of it; nothing is then replaced.
     """
     if not platforms.current_platform.capabilities.share_input_buffers:
         return
-    found = list(_tensors_in(obj, "", set()))
+    found = list(_tensors_in(obj, "", type(obj).__qualname__, set()))
     for place in found:
         place.check()
+    _check_apart(found)
     for place in found:
         place.put(share_input_buffer(place.name, place.tensor))
 
@@ -86,54 +89,109 @@ def forget_shared_buffers() -> None:
     _pool.clear()
 
 
-def _check_dense(name: str, buffer: torch.Tensor) -> None:
-    extent = sum((size - 1) * stride for size, stride in zip(buffer.shape, buffer.stride(), strict=True)) + 1
-    if buffer.numel() and extent != buffer.numel():
+def _checked_key(name: str, buffer: torch.Tensor) -> BufferKey:
+    """What the buffer is shared by, if it can be."""
+    if not _is_dense(buffer):
         raise ValueError(
             f"input buffer {name!r} ({tuple(buffer.shape)}, strides {buffer.stride()}) cannot be shared: its elements"
             " do not lie densely; give a tensor of its own memory"
         )
+    key = BufferKey(name, buffer.numel(), buffer.dtype, buffer.device)
+    for other, memory in _pool.items():
+        if other != key and _overlap(memory, buffer):
+            raise ValueError(
+                f"input buffer {name!r} ({key.numel} elements) cannot be shared: its memory is that of input buffer"
+                f" {other.name!r} ({other.numel} elements) already; give a tensor of its own memory"
+            )
+    return key
+
+
+def _is_dense(buffer: torch.Tensor) -> bool:
+    """Whether the elements lie side by side, in any order of the dimensions, each at a place of its own."""
+    if not buffer.numel():
+        return True
+    # Nothing is ever a step further in a dimension of one.
+    steps = sorted((stride, size) for size, stride in zip(buffer.shape, buffer.stride(), strict=True) if size > 1)
+    within = 1
+    for stride, size in steps:
+        if stride != within:
+            return False
+        within *= size
+    return buffer.layout is torch.strided
+
+
+def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two dense tensors have memory in common. Where a device gives no addresses there is none to compare."""
+    if one.device != other.device or not one.numel() or not other.numel():
+        return False
+    if one is other:
+        return True
+    start, other_start = one.data_ptr(), other.data_ptr()
+    return 0 not in (start, other_start) and start < other_start + other.nbytes and other_start < start + one.nbytes
 
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where a tensor was found: an attribute or an item of `owner`."""
+    """Where a tensor was found: an attribute or an item of `owner`, which is written as `where`."""
 
     name: str
+    where: str
     owner: Any
     key: Any
     tensor: torch.Tensor
 
     def check(self) -> None:
-        _check_dense(self.name, self.tensor)
-        parameters = getattr(self.owner, "__dataclass_params__", None)
-        container = isinstance(self.owner, (Mapping, list, tuple))
-        fixed = (parameters is not None and parameters.frozen) or (
-            container and not isinstance(self.owner, (MutableMapping, MutableSequence))
-        )
-        if fixed:
+        _checked_key(self.name, self.tensor)
+        try:
+            self.put(self.tensor)  # what is there already: it changes nothing, and shows that it could be changed
+        except (AttributeError, TypeError) as error:
             raise TypeError(
                 f"input buffer {self.name!r} cannot be shared: {type(self.owner).__qualname__} does not let it be"
                 " replaced; keep the tensor in something that can change"
-            )
+            ) from error
 
     def put(self, tensor: torch.Tensor) -> None:
-        if isinstance(self.owner, (MutableMapping, MutableSequence)):
+        if _has_items(self.owner):
             self.owner[self.key] = tensor
         else:
             setattr(self.owner, self.key, tensor)
 
 
-def _tensors_in(obj: Any, prefix: str, seen: set[int]) -> Iterator[_Place]:
+def _check_apart(places: Sequence[_Place]) -> None:
+    """Raise if two places would become one memory, or had a memory in common and would not have it any longer."""
+    for one, other in itertools.combinations(places, 2):
+        if one.name == other.name:
+            raise ValueError(
+                f"{one.where} and {other.where} cannot be shared: both are named {one.name!r}, and buffers of one name"
+                " are one memory; rename one of them"
+            )
+        if _overlap(one.tensor, other.tensor):
+            raise ValueError(
+                f"{one.where} and {other.where} cannot be shared: they have memory in common, and buffers of two names"
+                " are given two; make one of them of the other after sharing, or give it memory of its own"
+            )
+
+
+def _tensors_in(obj: Any, prefix: str, where: str, seen: set[int]) -> Iterator[_Place]:
     if id(obj) in seen:
         return
     seen.add(id(obj))
     for key, value in _members(obj):
-        name = f"{prefix}{key}"
+        name, there = f"{prefix}{key}", _written(where, obj, key)
         if isinstance(value, torch.Tensor):
-            yield _Place(name, obj, key, value)
-        elif isinstance(value, (Mapping, list, tuple)) or _is_record(value):
-            yield from _tensors_in(value, f"{name}.", seen)
+            yield _Place(name, there, obj, key, value)
+        elif _has_items(value) or _is_record(value):
+            yield from _tensors_in(value, f"{name}.", there, seen)
+
+
+def _written(where: str, obj: Any, key: Any) -> str:
+    if _has_items(obj):
+        return f"{where}[{key!r}]"
+    return f"{where}.{key}" if key.isidentifier() else f"getattr({where}, {key!r})"
+
+
+def _has_items(obj: Any) -> bool:
+    return isinstance(obj, (Mapping, list, tuple))
 
 
 def _is_record(value: Any) -> bool:

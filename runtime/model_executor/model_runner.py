@@ -27,7 +27,7 @@ from runtime.model_executor import (
 )
 from runtime.model_executor.batch_builder import BatchBuilder
 from runtime.model_executor.graph_runner import GraphRunner
-from runtime.platforms import probe
+from runtime.platforms import answers, probe, unused_forwards
 
 logger = logging.getLogger(__name__)
 
@@ -85,14 +85,18 @@ class ModelRunner:
         self.kv_cache_dtype = self._resolve_kv_cache_dtype(capabilities)
         graph_runner_cls = self._graph_runner_cls(capabilities)
         prefill_graph_runner_cls = self._prefill_graph_runner_cls(capabilities)
-        self.kv_pool_cls = pool_selection.resolve_kv_pool_cls(self.model_config.attention_kind)
+        self.kv_pool_cls = pool_selection.resolve_kv_pool_cls(
+            self.model_config.attention_kind, self.model_config.kv_pool_args()
+        )
+        pool_selection.resolve_allocator_cls(self.page_size)  # what is wrong with it is better known now
         self.attention_backend_cls = platforms.resolve_class(
             platform.get_default_attention_backend(),
             AttentionBackend,  # type: ignore[type-abstract]
             "attention backend from get_default_attention_backend",
+            ("req_to_token_pool", "kv_pool", "config", "dtype"),
         )
         platform.init_backend()
-        self.device = platform.get_device(0)
+        self.device = answers.get_device(0)
         platform.set_device(self.device)
         self._check_device(capabilities, [graph_runner_cls, prefill_graph_runner_cls])
         if self.server_args.random_seed is not None:
@@ -102,6 +106,7 @@ class ModelRunner:
         self.vocab_size = self.model_config.vocab_size
         self.model, _ = loader.load_model(self.server_args.model, self.dtype, self.device)
         platform.post_load_model(self.model)
+        unused_forwards.warn()  # whatever registers forwards has run by now, and no operation has
         self.max_total_tokens = pool_selection.num_kv_slots(
             self.kv_pool_cls,
             dtype=self.kv_cache_dtype,
@@ -163,6 +168,7 @@ class ModelRunner:
         self, capabilities: platforms.PlatformCapabilities, graph_runner_classes: Sequence[type[GraphRunner] | None]
     ) -> None:
         """Let the device show what the platform declares and this model relies on, before that is loaded."""
+        answers.check_all()
         probe.check_dtype(self.dtype, self.device)
         if capabilities.float64:
             probe.check_float64(self.device)
@@ -206,7 +212,8 @@ class ModelRunner:
                 f"platform {platforms.current_platform.device_name} has a graph runner ({factory}) but does not declare"
                 " graph_capture in its capabilities"
             )
-        return platforms.resolve_class(chosen, GraphRunner, f"graph runner from {factory}")  # type: ignore[type-abstract]
+        base: type[GraphRunner] = GraphRunner  # type: ignore[type-abstract]
+        return platforms.resolve_class(chosen, base, f"graph runner from {factory}", ["model_runner"])
 
     def _resolve_kv_cache_dtype(self, capabilities: platforms.PlatformCapabilities) -> torch.dtype:
         asked = self.server_args.kv_cache_dtype

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import pkgutil
-from typing import TypeAlias, TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeAlias, TypeVar
 
 from runtime.core.errors import ConfigError, WrongClassError
 
@@ -13,17 +15,26 @@ ClassRef: TypeAlias = "type | str | None"
 _T = TypeVar("_T")
 
 
-def resolve_class(value: type | str, base: type[_T], what: str) -> type[_T]:
+def resolve_class(
+    value: type | str,
+    base: type[_T],
+    what: str,
+    arguments: Iterable[str] | None = None,
+    keywords: Iterable[str] = (),
+) -> type[_T]:
     """The class that `value` is or names.
 
     Args:
         value: a class, or its dotted name.
         base: what the class must be a subclass of.
         what: what the class is for, as the error message shall call it.
+        arguments: what whoever makes an instance passes by position, in words; None if nobody is to make one here.
+        keywords: the names of what is passed by name.
 
     Raises:
         ConfigError: the name cannot be imported.
-        WrongClassError: what it names is no subclass of `base`; a `ConfigError` and a `TypeError`.
+        WrongClassError: what it names is no subclass of `base`, has abstract methods, or cannot be made with these
+            arguments; a `ConfigError` and a `TypeError`.
     """
     if value is None:
         raise WrongClassError(
@@ -37,7 +48,27 @@ def resolve_class(value: type | str, base: type[_T], what: str) -> type[_T]:
             raise ConfigError(f"{what}: {value!r} cannot be imported: {error}") from error
     else:
         resolved = value
+    shown = f"{resolved.__module__}.{resolved.__qualname__}" if isinstance(resolved, type) else repr(resolved)
     if not isinstance(resolved, type) or not issubclass(resolved, base):
-        shown = f"{resolved.__module__}.{resolved.__qualname__}" if isinstance(resolved, type) else repr(resolved)
         raise WrongClassError(f"{what}: {shown} must be a subclass of {base.__module__}.{base.__qualname__}")
+    lacking = getattr(resolved, "__abstractmethods__", ())
+    if lacking:
+        raise WrongClassError(f"{what}: {shown} lacks {', '.join(sorted(lacking))}")
+    if arguments is not None:
+        _check_call(resolved, f"{what}: {shown}", tuple(arguments), tuple(keywords))
     return resolved
+
+
+def _check_call(function: Any, shown: str, arguments: tuple[str, ...], keywords: tuple[str, ...]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # written in C, and says nothing of its parameters
+    try:
+        signature.bind(*arguments, **dict.fromkeys(keywords))
+    except TypeError as error:
+        passed = ", ".join((*arguments, *(f"{name}=..." for name in keywords)))
+        parameters = signature.replace(return_annotation=inspect.Signature.empty)
+        raise WrongClassError(
+            f"{shown}{parameters} does not take what the runtime passes, ({passed}): {error}"
+        ) from error

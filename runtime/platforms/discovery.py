@@ -8,7 +8,6 @@ Nothing here falls back in silence: a plugin that fails is an error unless anoth
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import os
 from collections.abc import Mapping
@@ -244,8 +243,6 @@ def _selected(entry: EntryPoint, made: type | str) -> Selection:
 
 def _fault(platform_cls: type[SRTPlatform]) -> str | None:
     """What keeps a plugin's class from being a platform, if anything does."""
-    if inspect.isabstract(platform_cls):
-        return f"lacks {', '.join(sorted(platform_cls.__abstractmethods__))}"
     if platform_cls._enum is not PlatformEnum.OOT:
         return "must say what it is: set _enum = PlatformEnum.OOT"
     for attribute in ("device_name", "device_type"):

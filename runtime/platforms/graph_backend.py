@@ -75,7 +75,7 @@ def resolve_graph_backend_cls(asked: str | None) -> type[GraphBackend]:
             f"graph_backend={name!r} is not known on platform {platform.device_name}: use one of {', '.join(backends)}"
         )
     what = f"graph backend {name!r} from get_graph_backends"
-    return platforms.resolve_class(backends[name], GraphBackend, what)  # type: ignore[type-abstract]
+    return platforms.resolve_class(backends[name], GraphBackend, what, ["device"])  # type: ignore[type-abstract]
 
 
 class PlainGraphBackend(GraphBackend):

@@ -81,7 +81,10 @@ class SRTPlatform(DeviceMixin):
         return fill_open(server_args, max_running_requests=64, max_prefill_tokens=4096, page_size=1)
 
     def get_dispatch_key(self) -> str:
-        """Which `forward_<key>` of a `MultiPlatformOp` this platform runs; `forward_native` where an op has none."""
+        """Which `forward_<key>` of a `MultiPlatformOp` this platform runs; `forward_native` where an op has none.
+
+        The key is part of an identifier: a platform whose `device_name` is not has to return another.
+        """
         return self.device_name
 
     def get_default_attention_backend(self) -> type | str:

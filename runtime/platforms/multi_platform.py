@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any, ClassVar
 
-from runtime import platforms
 from runtime.core.errors import ConfigError
+from runtime.platforms import answers
 from runtime.platforms.discovery import IN_TREE
 
 _FORWARD = "forward_"
@@ -59,8 +59,9 @@ class MultiPlatformOp:
 
         Raises:
             PlatformError: no platform can be chosen.
+            ConfigError: its dispatch key is no part of an identifier.
         """
-        name = f"{_FORWARD}{platforms.current_platform.get_dispatch_key()}"
+        name = f"{_FORWARD}{answers.get_dispatch_key()}"
         ops = (each for each in cls.__mro__ if issubclass(each, MultiPlatformOp))
         first = next(each for each in ops if each._own_forwards.keys() & {name, _NATIVE})
         cls._forward_name = name if name in first._own_forwards else _NATIVE
@@ -72,7 +73,8 @@ class MultiPlatformOp:
 
         Args:
             forward: a function of the instance and the parameters of `forward_native`; it becomes `forward_<key>`.
-            key: the platform's dispatch key.
+            key: the platform's dispatch key. One of another platform is welcome, and does not run on this one; for what
+                looks like a mistake there is a warning when a model is loaded, see `unused_forwards`.
 
         Raises:
             ConfigError: `forward` is no function or does not take the calls `forward_native` takes, the key is an

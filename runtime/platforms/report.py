@@ -11,7 +11,7 @@ import torch
 
 from runtime import platforms
 from runtime.core.errors import PlatformError
-from runtime.platforms import graph_backend, probe
+from runtime.platforms import answers, graph_backend, probe
 
 CHECK_SIZE = 512
 """Rows and columns of the matrices that are multiplied."""
@@ -26,18 +26,21 @@ def describe() -> dict[str, Any]:
 
     Raises:
         PlatformError: no platform can be chosen, or its device cannot be asked.
+        ConfigError: a method of the platform returned something else than it has to.
     """
     platform = platforms.current_platform
-    platform.set_device(platform.get_device(0))
+    device = answers.get_device(0)
+    platform.set_device(device)
+    answers.check_all()
     capability = platform.get_device_capability()
-    free, total = platform.get_available_memory()
+    free, total = answers.get_available_memory()
     backend = platform.get_default_attention_backend()
     compile_backend = platform.get_compile_backend()
     return {
         "platform": platform.device_name,
         "class": f"{type(platform).__module__}.{type(platform).__qualname__}",
         "out_of_tree": platform.is_out_of_tree(),
-        "device": str(platform.get_device(0)),
+        "device": str(device),
         "name": platform.get_device_name(),
         "uuid": platform.get_device_uuid(),
         "capability": None if capability is None else capability.as_version_str(),
@@ -49,7 +52,7 @@ def describe() -> dict[str, Any]:
         "dtypes": list(platform.capabilities.dtypes),
         "float64": platform.capabilities.float64,
         "graph_capture": platform.capabilities.graph_capture,
-        "dispatch_key": platform.get_dispatch_key(),
+        "dispatch_key": answers.get_dispatch_key(),
         "attention_backend": backend if isinstance(backend, str) else f"{backend.__module__}.{backend.__qualname__}",
         "compile_backend": compile_backend if isinstance(compile_backend, str) else repr(compile_backend),
         "distributed_backend": platform.get_torch_distributed_backend_str(),
@@ -67,11 +70,11 @@ def check() -> dict[str, Any]:
 
     Raises:
         PlatformError: the products differ, or the device cannot do one of the operations or what is declared.
-        ConfigError: what the platform brings to record steps with is of no use.
+        ConfigError: what the platform brings to record steps with is of no use, or it returned no device.
     """
     platform = platforms.current_platform
     platform.init_backend()
-    device = platform.get_device(0)
+    device = answers.get_device(0)
     platform.set_device(device)
     platform.seed_everything(0)
     with platform.inference_mode():

@@ -92,8 +92,9 @@ PLATFORM_TARGETS = (
     ),
     *members(
         _PLATFORM,
-        scheduler(When.CAPTURE, When.EVENT),
-        get_dispatch_key="which forward of an operation runs, asked when the operation runs for the first time",
+        scheduler(When.ONCE, When.CAPTURE, When.EVENT),
+        get_dispatch_key="which forward of an operation runs, asked at the start, and when the operation runs for the"
+        " first time",
     ),
     *members(
         _PLATFORM,
@@ -136,7 +137,7 @@ PLATFORM_TARGETS = (
     *members(
         "runtime.platforms.classes",
         scheduler(When.ONCE, When.CAPTURE),
-        resolve_class="every class that a platform names",
+        resolve_class="every class that a platform names, and the pool and the allocator where it names none",
     ),
     *members(
         "runtime.platforms.cpu.CpuDeviceMixin",

@@ -166,6 +166,8 @@ class TestPredicates:
         ):
             with pytest.raises(ConfigError, match=named):
                 predicate(**arguments)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=named):
+            capture_sizes.ParallelSizes(**arguments)  # type: ignore[arg-type]
 
 
 class TestAlignment:
@@ -230,6 +232,26 @@ class TestAlignment:
                 assert sizes.alignment() == expected
                 seen.add(expected)
         assert {1, 2, 4, 8, 16} <= seen
+
+    def test_context_parallelism_divides_the_ranks_of_an_attention_group_or_is_refused(self) -> None:
+        for tp, dp, attention, cp in itertools.product(SMALL, SMALL, (False, True), range(-1, 17)):
+            if attention and (dp == 1 or tp % dp):
+                continue  # refused for that, whatever it is divided by
+            shared = {"tp_size": tp, "dp_size": dp, "enable_dp_attention": attention}
+            group = tp // dp if attention else tp
+            if cp < 1 or group % cp:
+                said = "it must be an integer >= 1" if cp < 1 else f"it must divide the {group} ranks that share"
+                with pytest.raises(ConfigError, match=rf"^attn_cp_size={cp} is not valid: {said}"):
+                    capture_sizes.ParallelSizes(**shared, attn_cp_size=cp)
+                continue
+            sizes = capture_sizes.ParallelSizes(**shared, attn_cp_size=cp)
+            assert sizes.attn_tp_size * cp == group
+            assert sizes.alignment() % cp == 0
+
+    @pytest.mark.parametrize("value", [True, 1.0, "2", None])
+    def test_a_number_of_context_parallel_ranks_is_an_integer(self, value: object) -> None:
+        with pytest.raises(ConfigError, match=r"attn_cp_size=.* must be an integer >= 1"):
+            capture_sizes.ParallelSizes(tp_size=4, attn_cp_size=value)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("name", ["attn_tp_size", "attn_cp_size", "num_micro_batches"])
     def test_sizes_below_one_are_refused(self, name: str) -> None:

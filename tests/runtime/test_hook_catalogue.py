@@ -267,7 +267,9 @@ MODULES = (
 """Every public function of these is in the catalogue."""
 
 NO_SEAMS_OF_PLATFORMS = {
+    "runtime.platforms.answers": "look at what a platform's methods return: hook these",
     "runtime.platforms.host_memory": "what the CPU's device operations read: hook these",
+    "runtime.platforms.unused_forwards": "looks for forwards that never run: hook what registers them",
     "runtime.platforms.host_threads": "run before plugins are loaded, or around the start of another process",
 }
 """Every public function of the other modules of `runtime.platforms` is too; why not of these."""

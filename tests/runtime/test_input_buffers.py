@@ -68,9 +68,38 @@ class TestOneBuffer:
                 assert same is (sizes[one] == sizes[other])
 
     def test_memory_that_is_not_the_tensors_alone_is_refused(self) -> None:
-        for tensor in (torch.zeros(8)[::2], torch.zeros(1).expand(4)):
+        # The last has an extent of nine elements, but two of them are at one place and some places are nobody's.
+        gaps_and_overlaps = torch.zeros(9).as_strided((3, 3), (2, 2))
+        for tensor in (torch.zeros(8)[::2], torch.zeros(1).expand(4), torch.eye(3).to_sparse(), gaps_and_overlaps):
             with pytest.raises(ValueError, match=r"'a'.*densely"):
                 input_buffers.share_input_buffer("a", tensor)
+        assert not input_buffers._pool
+
+    def test_what_lies_densely_is_found_out_of_every_shape_and_stride(self) -> None:
+        for shape in itertools.product((1, 2, 3), repeat=3):
+            for strides in itertools.product(range(8), repeat=3):
+                tensor = torch.empty(64).as_strided(shape, strides)
+                places = sorted(
+                    sum(index * stride for index, stride in zip(indices, strides, strict=True))
+                    for indices in itertools.product(*map(range, shape))
+                )
+                assert input_buffers._is_dense(tensor) is (places == list(range(tensor.numel()))), (shape, strides)
+
+    def test_memory_of_another_buffer_is_refused(self) -> None:
+        whole = torch.zeros(8)
+        input_buffers.share_input_buffer("a", whole)
+        for name, part in (("b", whole), ("a", whole[:4]), ("b", whole[7:]), ("b", whole[:3].view(torch.int32))):
+            with pytest.raises(
+                ValueError, match=rf"'{name}' \(\d elements\) .* of input buffer 'a' \(8 elements\) already"
+            ):
+                input_buffers.share_input_buffer(name, part)
+        assert input_buffers.share_input_buffer("a", whole) is whole
+        assert len(input_buffers._pool) == 1
+
+    def test_parts_of_one_tensor_that_lie_apart_are_two_buffers(self) -> None:
+        whole = torch.zeros(8)
+        for name, part in (("a", whole[:4]), ("b", whole[4:])):
+            assert input_buffers.share_input_buffer(name, part) is part
 
     def test_a_part_of_a_larger_tensor_is_shared_where_it_lies(self) -> None:
         whole = torch.arange(8)
@@ -158,6 +187,64 @@ class TestObjects:
         with pytest.raises(ValueError, match="'gaps'"):
             input_buffers.share_input_buffers_in(obj)
         assert obj.ids is before
+
+    @pytest.mark.parametrize(
+        ("obj", "places", "name"),
+        [
+            ({1: torch.zeros(4), "1": torch.zeros(4)}, "dict[1] and dict['1']", "1"),
+            ({"a": {"b": torch.zeros(4)}, "a.b": torch.zeros(4)}, "dict['a']['b'] and dict['a.b']", "a.b"),
+            (
+                SimpleNamespace(a=Inner(torch.zeros(4)), **{"a.weights": torch.zeros(4)}),
+                "SimpleNamespace.a.weights and getattr(SimpleNamespace, 'a.weights')",
+                "a.weights",
+            ),
+        ],
+    )
+    def test_two_places_that_lead_to_one_name_are_refused(self, obj: object, places: str, name: str) -> None:
+        with pytest.raises(ValueError, match="cannot be shared") as caught:
+            input_buffers.share_input_buffers_in(obj)
+        assert str(caught.value) == (
+            f"{places} cannot be shared: both are named {name!r}, and buffers of one name are one memory; rename one of"
+            " them"
+        )
+        assert not input_buffers._pool
+
+    @pytest.mark.parametrize("part", [slice(0, 8), slice(0, 4), slice(7, 8)])
+    def test_a_tensor_and_a_part_of_it_are_refused_and_stay_what_they_are(self, part: slice) -> None:
+        x = torch.zeros(8)
+        first = SimpleNamespace(x=x, parts=[x[part]])
+        with pytest.raises(
+            ValueError, match=r"^SimpleNamespace\.x and SimpleNamespace\.parts\[0\] .* memory in common"
+        ):
+            input_buffers.share_input_buffers_in(first)
+        assert storage(first.parts[0]) == storage(first.x)
+        assert not input_buffers._pool
+
+    def test_one_tensor_at_two_places_does_not_make_the_next_objects_two_one(self) -> None:
+        first = SimpleNamespace(x=torch.zeros(4))
+        first.y = first.x
+        with pytest.raises(ValueError, match="memory in common"):
+            input_buffers.share_input_buffers_in(first)
+        second = SimpleNamespace(x=torch.zeros(4), y=torch.zeros(4))
+        input_buffers.share_input_buffers_in(second)
+        assert storage(second.x) != storage(second.y)
+
+    def test_memory_that_another_object_has_under_another_name_is_refused_before_anything_is_replaced(self) -> None:
+        first = SimpleNamespace(x=torch.zeros(4))
+        input_buffers.share_input_buffers_in(first)
+        second = SimpleNamespace(x=torch.zeros(4), y=first.x)
+        before = second.x
+        with pytest.raises(ValueError, match=r"'y' .* of input buffer 'x'"):
+            input_buffers.share_input_buffers_in(second)
+        assert second.x is before
+        assert len(input_buffers._pool) == 1
+
+    def test_sharing_twice_changes_nothing(self) -> None:
+        objects = [Buffers(), Buffers()]
+        for obj in objects * 2:
+            input_buffers.share_input_buffers_in(obj)
+        assert storage(objects[0].ids) == storage(objects[1].ids)
+        assert len(input_buffers._pool) == 4
 
     @pytest.mark.parametrize("fixed", [Frozen(torch.zeros(5)), (torch.zeros(5),)])
     def test_what_cannot_be_replaced_is_refused_before_anything_is(self, fixed: object) -> None:

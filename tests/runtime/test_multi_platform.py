@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def on(mocker: MockerFixture) -> Callable[[str], None]:
     """A function that makes the current platform's dispatch key another one."""
-    key = mocker.patch.object(type(platforms.current_platform), "get_dispatch_key")
+    key = mocker.patch.object(type(platforms.current_platform), "get_dispatch_key", return_value="nobodys")
 
     def switch(name: str) -> None:
         key.return_value = name

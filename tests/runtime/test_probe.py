@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from pytest_mock import MockerFixture
 
+import hookery
+from hookery import HookRegistry, HookType
 from runtime import platforms
 from runtime.config import ServerArgs
 from runtime.core.errors import ConfigError, EngineError, PlatformError
-from runtime.mem_cache import pool_selection
+from runtime.core.forward_batch import ForwardBatch
+from runtime.layers.attention.base import AttentionBackend
+from runtime.layers.attention.torch_backend import TorchAttentionBackend
+from runtime.mem_cache import allocator, memory_pool, pool_selection
+from runtime.mem_cache.allocator import PagedTokenToKVPoolAllocator
 from runtime.mem_cache.memory_pool import MHATokenToKVPool
+from runtime.model_executor.graph_runner import GraphRunner
 from runtime.model_executor.model_runner import ModelRunner
 from runtime.models import loader
 from runtime.platforms import PlatformCapabilities, probe, report
 from runtime.platforms.cpu import CpuSRTPlatform
-from runtime.platforms.graph_backend import AcceleratorGraphBackend
+from runtime.platforms.graph_backend import AcceleratorGraphBackend, PlainGraphBackend
 from tests.runtime.tape_backend import TapeGraphBackend
 
 CPU = torch.device("cpu")
@@ -28,6 +35,54 @@ NO_DTYPE = (
     "platform cpu declares '{}' in its dtypes, which is no dtype of torch: use the names that torch prints, such as"
     " float32, float16 or bfloat16"
 )
+
+
+class UnfinishedAttention(AttentionBackend):
+    """Lacks a method."""
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        """Nothing."""
+
+
+class AttentionWithoutDtype(TorchAttentionBackend):
+    """Is made with less."""
+
+    def __init__(self, pool: Any, kv_pool: Any, config: Any) -> None:
+        super().__init__(pool, kv_pool, config, torch.float32)
+
+
+class AllocatorOfBytes(PagedTokenToKVPoolAllocator):
+    """Is made with more."""
+
+    def __init__(self, size: int, device: torch.device, page_size: int, num_bytes: int) -> None:
+        super().__init__(size, device, page_size)
+
+
+class BackendWithoutDevice(PlainGraphBackend):
+    """Is made with nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(CPU)
+
+
+class RunnerOfNothing(GraphRunner):
+    """Is made with nothing."""
+
+    def __init__(self) -> None:
+        """Nothing."""
+
+    def can_run(self, batch: ForwardBatch) -> bool:
+        return False
+
+    def replay(self, batch: ForwardBatch) -> torch.Tensor:
+        raise AssertionError
+
+
+class PoolOfPages(MHATokenToKVPool):
+    """Is made with less."""
+
+    def __init__(self, pages: int) -> None:
+        """Nothing."""
 
 
 def refused(mocker: MockerFixture, model: Path, what: str, value: object, **args: Any) -> str:
@@ -63,6 +118,76 @@ def refused(mocker: MockerFixture, model: Path, what: str, value: object, **args
             {},
             "attention backend from get_default_attention_backend: it returned None, and there is no in-tree class in"
             " its place; return a subclass of runtime.layers.attention.base.AttentionBackend",
+        ),
+        (
+            "get_default_attention_backend",
+            "tests.runtime.test_probe:UnfinishedAttention",
+            {},
+            "attention backend from get_default_attention_backend: tests.runtime.test_probe.UnfinishedAttention lacks"
+            " forward",
+        ),
+        (
+            "get_default_attention_backend",
+            "tests.runtime.test_probe:AttentionWithoutDtype",
+            {},
+            "attention backend from get_default_attention_backend: tests.runtime.test_probe.AttentionWithoutDtype(pool:"
+            " 'Any', kv_pool: 'Any', config: 'Any') does not take what the runtime passes, (req_to_token_pool, kv_pool,"
+            " config, dtype): too many positional arguments",
+        ),
+        (
+            "get_paged_allocator_cls",
+            dict,
+            {},
+            "allocator of 1-slot pages from get_paged_allocator_cls: builtins.dict must be a subclass of"
+            " runtime.mem_cache.allocator.TokenToKVPoolAllocator",
+        ),
+        (
+            "get_paged_allocator_cls",
+            "tests.runtime.test_probe:AllocatorOfBytes",
+            {"page_size": 4},
+            "allocator of 4-slot pages from get_paged_allocator_cls: tests.runtime.test_probe.AllocatorOfBytes(size:"
+            " 'int', device: 'torch.device', page_size: 'int', num_bytes: 'int') does not take what the runtime passes,"
+            " (size=..., page_size=..., device=...): missing a required argument: 'num_bytes'",
+        ),
+        ("get_device", "cpu", {}, "platform cpu: get_device has to return a torch.device, not 'cpu'"),
+        *(
+            (
+                "get_dispatch_key",
+                key,
+                {},
+                "platform cpu: get_dispatch_key has to return a name that can be part of an identifier, not "
+                + repr(key),
+            )
+            for key in (None, "", "my-device", 3)
+        ),
+        *(
+            (
+                "get_available_memory",
+                sizes,
+                {},
+                "platform cpu: get_available_memory has to return a tuple of two sizes in bytes, free and total, not "
+                + repr(sizes),
+            )
+            for sizes in (None, 2**30, (2**30,), (None, 2**30), (-1, 2**30), (0.5, 2**30))
+        ),
+        (
+            "get_device_total_memory",
+            None,
+            {},
+            "platform cpu: get_device_total_memory has to return a size in bytes, not None",
+        ),
+        (
+            "get_current_memory_usage",
+            -1,
+            {},
+            "platform cpu: get_current_memory_usage has to return a size in bytes, not -1",
+        ),
+        (
+            "get_graph_backends",
+            {"own": "tests.runtime.test_probe:BackendWithoutDevice"},
+            {"decode_graph": "on"},
+            "graph backend 'own' from get_graph_backends: tests.runtime.test_probe.BackendWithoutDevice() does not take"
+            " what the runtime passes, (device): too many positional arguments",
         ),
         (
             "get_graph_backends",
@@ -106,6 +231,69 @@ def test_what_does_not_hold_is_said_before_a_model_is_loaded(
     mocker: MockerFixture, llama_checkpoint: Path, what: str, value: object, args: dict[str, Any], message: str
 ) -> None:
     assert refused(mocker, llama_checkpoint, what, value, **args) == message
+
+
+def test_a_graph_runner_that_is_made_otherwise_is_said_before_a_model_is_loaded(
+    mocker: MockerFixture, llama_checkpoint: Path
+) -> None:
+    recording = mocker.PropertyMock(return_value=PlatformCapabilities(graph_capture=True))
+    mocker.patch.object(CpuSRTPlatform, "capabilities", recording)
+    assert refused(mocker, llama_checkpoint, "get_graph_runner_cls", RunnerOfNothing, decode_graph="on") == (
+        "graph runner from get_graph_runner_cls: tests.runtime.test_probe.RunnerOfNothing() does not take what the"
+        " runtime passes, (model_runner): too many positional arguments"
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "replacement", "message"),
+    [
+        (
+            memory_pool,
+            "MHATokenToKVPool",
+            PoolOfPages,
+            "KV pool of runtime.mem_cache.memory_pool: tests.runtime.test_probe.PoolOfPages(pages: 'int') does not",
+        ),
+        (
+            allocator,
+            "TokenToKVPoolAllocator",
+            AllocatorOfBytes,
+            "allocator of 1-slot pages of runtime.mem_cache.allocator: tests.runtime.test_probe.AllocatorOfBytes(size:",
+        ),
+    ],
+)
+def test_a_class_that_a_hook_puts_in_the_place_of_the_runtimes_is_held_to_the_same(
+    mocker: MockerFixture, llama_checkpoint: Path, module: ModuleType, name: str, replacement: type, message: str
+) -> None:
+    registry = HookRegistry()
+    registry.register(f"{module.__name__}.{name}", replacement, HookType.REPLACE)
+    registry.apply_hooks(strict=True)
+    try:
+        said = refused(mocker, llama_checkpoint, "get_mha_kv_pool_cls", None)
+    finally:
+        registry.revert()
+    assert said.startswith(message)
+
+
+def test_a_hook_on_a_method_of_the_platform_is_held_to_the_same(mocker: MockerFixture, llama_checkpoint: Path) -> None:
+    registry = HookRegistry()
+    target = "runtime.platforms.current_platform.get_dispatch_key"
+    registry.register(target, lambda platform: hookery.NONE, HookType.REPLACE)
+    registry.apply_hooks(strict=True)
+    try:
+        said = refused(mocker, llama_checkpoint, "get_mha_kv_pool_cls", None)
+    finally:
+        registry.revert()
+    assert said.startswith("platform cpu: get_dispatch_key has to return a name")
+
+
+def test_the_report_of_a_platform_says_the_same_of_what_it_returns(mocker: MockerFixture) -> None:
+    mocker.patch.object(CpuSRTPlatform, "get_available_memory", return_value=None)
+    with pytest.raises(ConfigError, match="get_available_memory has to return a tuple of two sizes"):
+        report.describe()
+    mocker.patch.object(CpuSRTPlatform, "get_device", return_value="cpu")
+    for ask in (report.describe, report.check):
+        with pytest.raises(ConfigError, match=r"get_device has to return a torch\.device, not 'cpu'"):
+            ask()
 
 
 @pytest.mark.parametrize("dtypes", ["float32", ["float32"], (torch.float32,)])

@@ -93,6 +93,17 @@ HOST_MISTAKES = {
         "KV pool from get_mha_kv_pool_cls: collections.OrderedDict must be a subclass of"
         " runtime.mem_cache.memory_pool.MHATokenToKVPool",
     ),
+    "a pool that is made otherwise": Mistake(
+        "    def get_mha_kv_pool_cls(self):\n"
+        "        return 'vendor_platform:Pool'\n\n\n"
+        "from runtime.mem_cache.memory_pool import MHATokenToKVPool\n\n\n"
+        "class Pool(MHATokenToKVPool):\n"
+        "    def __init__(self, size):\n"
+        "        pass\n",
+        "KV pool from get_mha_kv_pool_cls: vendor_platform.Pool(size) does not take what the runtime passes, (size=...,"
+        " page_size=..., dtype=..., device=..., head_num=..., head_dim=..., layer_num=...): got an unexpected keyword"
+        " argument 'page_size'",
+    ),
     "an operation with a wrong signature": Mistake(
         "    def init_backend(self):\n"
         "        from runtime.layers.layernorm import RMSNorm\n\n"
