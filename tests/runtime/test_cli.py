@@ -120,7 +120,7 @@ def test_the_demo_plugin_is_listed_in_both_processes_and_runs_in_the_scheduler()
     assert steps["scheduler"][2:4] == ["AROUND", "time_step"]
     assert steps["scheduler"][-3:] == ["applied", "yes", "5"]
     assert memory["scheduler"][2:4] == ["AFTER", "keep_headroom"]
-    assert memory["scheduler"][-3:] == ["applied", "yes", "1"]
+    assert memory["scheduler"][-3:] == ["applied", "yes", "2"], "before the model is loaded, and after"
     assert steps["main"][-3:] == memory["main"][-3:] == ["pending", "no", "0"]
 
 

@@ -115,7 +115,7 @@ def test_a_forward_of_an_installed_platform_that_was_not_imported_is_not_named(
 def test_a_forward_of_another_package_is_its_own_affair_and_one_of_the_same_distribution_is_not(
     op: type[MultiPlatformOp], caplog: pytest.LogCaptureFixture, mocker: MockerFixture
 ) -> None:
-    op.register_oot_forward(from_module("other_maker.operations"), "other")
+    op.register_oot_forward(from_module("other_maker.operations"), "sybil")
     assert warnings(op, caplog) == []
     shipped = {"tests": ["sibyl-accelerator"], "other_maker": ["sibyl-accelerator"]}
     mocker.patch.object(unused_forwards, "packages_distributions", return_value=shipped)
