@@ -19,6 +19,7 @@ from runtime.model_executor.bucketed_graph_runner import ShapeKey
 from runtime.model_executor.cuda_graph_runner import CudaGraphRunner
 from runtime.platforms.cpu import CpuSRTPlatform
 from tests.runtime.checkpoints import random_prompts
+from tests.runtime.families import make_checkpoint
 from tests.runtime.graph_runs import (
     DECODE_SIZES,
     FAMILIES,
@@ -93,10 +94,8 @@ class TestPieces:
 
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler imports what torch has deprecated
-    def test_compiled_pieces_say_the_same(
-        self, family: Callable[[str], Path], inductor: Path, mocker: MockerFixture
-    ) -> None:
-        directory = family(FAMILIES[AttentionKind.MLA])
+    def test_compiled_pieces_say_the_same(self, inductor: Path, mocker: MockerFixture, tmp_path: Path) -> None:
+        directory = make_checkpoint(tmp_path / "model", FAMILIES[AttentionKind.MLA], num_hidden_layers=1)
         plain = make_runner(directory)
         poison(mocker)
         runner = make_runner(directory, prefill_graph="piecewise", graph_backend="plain", prefill_graph_sizes=(16,))
