@@ -95,7 +95,7 @@ def run_tests(python: Path, arguments: Sequence[str]) -> int:
     """Run the tests of hookery with an interpreter; the tree itself is what is imported."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("HOOKERY_", "COV_"))}
     variables["PYTHONPATH"] = str(ROOT)
-    variables["PYTHONDONTWRITEBYTECODE"] = "1"
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)  # tests start processes, and each would compile what it imports
     command = [python, "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider", "tests/hookery", *arguments]
     return subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode
 
