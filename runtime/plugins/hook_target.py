@@ -6,6 +6,7 @@ import dataclasses
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 class Role(enum.Enum):
@@ -17,7 +18,19 @@ class Role(enum.Enum):
     """The spawned one that has the model."""
 
 
-class When(enum.Enum):
+class _Explained(enum.Enum):
+    """Words, each with what it means."""
+
+    meaning: str
+
+    def __new__(cls, words: str, meaning: str = "") -> Any:
+        made = object.__new__(cls)
+        made._value_ = words
+        made.meaning = meaning
+        return made
+
+
+class When(_Explained):
     """When an engine runs a target, and what that means."""
 
     ONCE = "once", "while a process starts or ends, a few times perhaps, and never while requests are served"
@@ -32,16 +45,8 @@ class When(enum.Enum):
     EVENT = "event", "when what its purpose says comes up: slots run short, a request draws tokens, such a model"
     DEMAND = "demand", "never by itself: the engine's user, `python -m runtime platform` or a plugin asks for it"
 
-    meaning: str
 
-    def __new__(cls, word: str, meaning: str = "") -> When:
-        made = object.__new__(cls)
-        made._value_ = word
-        made.meaning = meaning
-        return made
-
-
-class Part(enum.Enum):
+class Part(_Explained):
     """What one engine has and another has not, and how an engine gets it."""
 
     GRAPH_RUNNER = "a graph runner", "any of the four that follow"
@@ -52,14 +57,6 @@ class Part(enum.Enum):
     PREFIX_CACHE = "a prefix cache", "what an engine has without disable_radix_cache"
     SINGLE_SLOTS = "pages of one slot", "page_size=1"
     PAGES = "larger pages", "a page_size above 1"
-
-    meaning: str
-
-    def __new__(cls, words: str, meaning: str = "") -> Part:
-        made = object.__new__(cls)
-        made._value_ = words
-        made.meaning = meaning
-        return made
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import hookery
 from hookery import patch_table
 from hookery.engines import written_code
+from hookery.locking import lock
 
 Watcher = Callable[[types.FrameType, str, object], None]
 Known = bool | None
@@ -84,7 +85,7 @@ class Noticed:
 
     def has_target_of(self, hook: hookery.Hook) -> Known:
         """Whether something ran that `hook` is on."""
-        return any_of(self.has(patch.target.inner) for patch in patch_table.patches_of(hook))
+        return any_of(self.has(patch.target.inner) for patch in _patches_of(hook))
 
     def _note_hooks(self, before: dict[hookery.Hook, int]) -> None:
         self.hooks |= dict.fromkeys(_ran_since(before), True)
@@ -95,7 +96,7 @@ class Noticed:
                     self.hooks.setdefault(hook, sure is True)
         # What a hook runs in place of is part of the step, and whoever hooks it later hooks that.
         for hook in self.hooks:
-            for patch in patch_table.patches_of(hook):
+            for patch in _patches_of(hook):
                 if any(other.type in _INSTEAD and other in self.hooks for other in patch.hooks):
                     self._take(patch.target.inner)
 
@@ -107,7 +108,7 @@ class Noticed:
         # It may be on several targets.
         on = any_of(
             any_of(self.has(function) for function in (patch.target.inner, *_instead_of(patch)))
-            for patch in patch_table.patches_of(hook)
+            for patch in _patches_of(hook)
         )
         return None if on and itself is None else on
 
@@ -209,7 +210,13 @@ def left() -> Iterator[None]:
 
 def applied_hooks() -> list[hookery.Hook]:
     """The hooks of all registries that are applied."""
-    return list(dict.fromkeys(hook for patch in patch_table.all_patches() for hook in patch.hooks))
+    with lock:
+        return list(dict.fromkeys(hook for patch in patch_table.all_patches() for hook in patch.hooks))
+
+
+def _patches_of(hook: hookery.Hook) -> list[patch_table.Patch]:
+    with lock:  # another thread may be applying hooks
+        return patch_table.patches_of(hook)
 
 
 def _ran_since(before: dict[hookery.Hook, int]) -> list[hookery.Hook]:
